@@ -1,0 +1,203 @@
+"""The canonical layout: sparse weights as small tables. The reference that every kernel and backend is tested against.
+
+Law: decompress(compress(weight, pattern, selection)) == where(mask, weight, +0.0), bit for bit.
+
+Tables on disk, for a weight (batch, rows, cols) with groups = ceil(cols / M):
+    N:M           positions uint8 (batch, rows, bytes): ceil(log2 M) bits each, N a group, packed along the row
+                  values float (batch, rows, groups, N)
+    V:N:M         columns uint8 (batch, ceil(rows / V), groups, 4), offset in the group
+                  positions uint8 (batch, rows, bytes): 2 bits each, 2 a group
+                  values float (batch, rows, groups, 2)
+    unstructured  positions uint8 (batch, rows, ceil(cols / 8)), one bit a weight; values float (kept,), row by row
+Bits are filled from the least significant one. Padding slots (see `Selection`) hold the value 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparsec.errors import ArtifactError, PatternError
+from sparsec.pattern import NM, VNM, Pattern, Unstructured
+from sparsec.selection import Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparseLayout:
+    """A compressed weight: its pattern, dense shape (batch, rows, cols) and tables, as described above."""
+
+    pattern: Pattern
+    shape: tuple[int, int, int]
+    values: Tensor
+    positions: Tensor
+    columns: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tables by the names they are stored under."""
+        tables = {"values": self.values, "positions": self.positions}
+        return tables if self.columns is None else {**tables, "columns": self.columns}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables."""
+        return sum(table.nbytes for table in self.tensors().values())
+
+    def selection(self) -> Selection:
+        """The kept weights, with positions unpacked."""
+        fields, bits = _fields(self.pattern, self.shape)
+        positions = unpack_bits(self.positions, bits, fields)
+        if isinstance(self.pattern, (NM, VNM)):
+            positions = positions.unflatten(2, (-1, self.pattern.n))
+        return Selection(positions, self.columns)
+
+
+def compress(weight: Tensor, pattern: Pattern, selection: Selection) -> SparseLayout:
+    """Gather the kept weights of `weight`, (batch, rows, cols) float, into tables."""
+    import torch
+
+    if not bool(torch.isfinite(weight).all()):
+        raise PatternError(f"{pattern}: the weight holds NaN or Inf; repair the checkpoint before making it sparse")
+    shape = (weight.shape[0], weight.shape[1], weight.shape[2])
+    _, bits = _fields(pattern, shape)
+    positions = pack_bits(selection.positions.flatten(2), bits)
+    if isinstance(pattern, Unstructured):
+        return SparseLayout(pattern, shape, weight[selection.positions.bool()] + 0.0, positions)
+    index, padding = kept_columns(pattern, selection, shape[2])
+    values = weight.gather(2, index.flatten(2)).view(index.shape)
+    values = values.masked_fill(padding, 0.0) + 0.0  # + 0.0 turns -0.0 into +0.0
+    return SparseLayout(pattern, shape, values, positions, selection.columns)
+
+
+def decompress(layout: SparseLayout) -> Tensor:
+    """The dense weight (batch, rows, cols), with +0.0 wherever nothing is kept."""
+    import torch
+
+    selection, pattern = layout.selection(), layout.pattern
+    weight = torch.zeros(layout.shape, dtype=layout.values.dtype, device=layout.values.device)
+    if isinstance(pattern, Unstructured):
+        weight[selection.positions.bool()] = layout.values
+        return weight
+    index, padding = kept_columns(pattern, selection, layout.shape[2])
+    # A padding slot names a column that is kept too: its 0 must be added, not stored over the real value.
+    return weight.scatter_add_(2, index.flatten(2), layout.values.masked_fill(padding, 0.0).flatten(2))
+
+
+def kept_columns(pattern: Pattern, selection: Selection, cols: int) -> tuple[Tensor, Tensor]:
+    """Absolute column of every kept slot, (batch, rows, groups, N) int64 in range, and which slots are padding."""
+    import torch
+
+    positions = selection.positions.long()
+    if isinstance(pattern, VNM):
+        index = pattern.absolute_columns(selection, cols).gather(3, positions)
+        tail = cols - (pattern.groups(cols) - 1) * pattern.m
+        padding = torch.zeros_like(index, dtype=torch.bool)
+        padding[:, :, -1] = positions[:, :, -1] >= tail
+        return index, padding
+    assert isinstance(pattern, NM)
+    index = positions + torch.arange(positions.shape[2], device=positions.device)[:, None] * pattern.m
+    return index.clamp(max=cols - 1), index >= cols
+
+
+def validate(layout: SparseLayout, where: str) -> None:
+    """Raise ArtifactError unless every table has the right type, shape and index range. `where` names the site.
+
+    Native code reads these tables unchecked: nothing may reach it that did not pass here.
+    """
+    import torch
+
+    pattern, (batch, rows, cols) = layout.pattern, layout.shape
+    fields, bits = _fields(pattern, layout.shape)
+    expected: dict[str, tuple[int, ...]] = {"positions": (batch, rows, (fields * bits + 7) // 8)}
+    if isinstance(pattern, (NM, VNM)):
+        expected["values"] = (batch, rows, pattern.groups(cols), pattern.n)
+    if isinstance(pattern, VNM):
+        expected["columns"] = (batch, pattern.strips(rows), pattern.groups(cols), 4)
+    for name, shape in expected.items():
+        table = layout.tensors().get(name)
+        if table is None or tuple(table.shape) != shape:
+            found = "nothing" if table is None else str(tuple(table.shape))
+            raise ArtifactError(f"{where}: table {name} of {pattern} must have shape {shape}, found {found}")
+        if name != "values" and table.dtype != torch.uint8:
+            raise ArtifactError(f"{where}: table {name} must be uint8, found {table.dtype}")
+    if not layout.values.is_floating_point() or not bool(torch.isfinite(layout.values).all()):
+        raise ArtifactError(f"{where}: the values must be finite floating-point numbers")
+    selection = layout.selection()
+    if isinstance(pattern, Unstructured):
+        if layout.values.shape != (int(selection.positions.sum()),):
+            raise ArtifactError(f"{where}: {tuple(layout.values.shape)} values do not match the bits that are set")
+        return
+    positions = selection.positions.short()
+    slots = 4 if isinstance(pattern, VNM) else pattern.m  # type: ignore[attr-defined]
+    if bool((positions >= slots).any()) or bool((positions.diff(dim=3) <= 0).any()):
+        raise ArtifactError(f"{where}: positions must be ascending and below {slots}")
+    if isinstance(pattern, VNM):
+        _validate_columns(selection, pattern, cols, where)
+    _, padding = kept_columns(pattern, selection, cols)
+    if bool((layout.values[padding] != 0).any()):
+        raise ArtifactError(f"{where}: a padding slot holds a value other than 0")
+
+
+def _validate_columns(selection: Selection, pattern: VNM, cols: int, where: str) -> None:
+    assert selection.columns is not None
+    columns = selection.columns.short()
+    tail = cols - (pattern.groups(cols) - 1) * pattern.m
+    in_range = bool((columns < pattern.m).all()) and bool((columns[:, :, -1] < tail).all())
+    if not in_range:
+        raise ArtifactError(f"{where}: a column index is out of range: offsets must be below {pattern.m} (tail {tail})")
+    real = min(4, tail)
+    padded_ok = bool((columns[:, :, -1, real:] == tail - 1).all())
+    ascending = bool((columns[:, :, :-1].diff(dim=3) > 0).all()) and bool(
+        (columns[:, :, -1, :real].diff(dim=2) > 0).all()
+    )
+    if not (ascending and padded_ok):
+        raise ArtifactError(f"{where}: the columns of a block must be ascending")
+
+
+def table_bytes(pattern: Pattern, shape: tuple[int, int, int], value_bytes: int = 4) -> int:
+    """Bytes of all tables of a weight of this shape, without building them."""
+    batch, rows, cols = shape
+    fields, bits = _fields(pattern, shape)
+    positions = batch * rows * ((fields * bits + 7) // 8)
+    if isinstance(pattern, Unstructured):
+        return positions + value_bytes * batch * pattern.kept(rows, cols)
+    assert isinstance(pattern, (NM, VNM))
+    columns = batch * pattern.strips(rows) * pattern.groups(cols) * 4 if isinstance(pattern, VNM) else 0
+    return positions + columns + value_bytes * batch * rows * pattern.groups(cols) * pattern.n
+
+
+def _fields(pattern: Pattern, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """How many positions a row has, and the bits of each."""
+    if isinstance(pattern, Unstructured):
+        return shape[2], 1
+    if isinstance(pattern, VNM):
+        return pattern.groups(shape[2]) * pattern.n, 2
+    if isinstance(pattern, NM):
+        return pattern.groups(shape[2]) * pattern.n, (pattern.m - 1).bit_length()
+    raise PatternError(f"{pattern} is not stored sparse")
+
+
+def pack_bits(fields: Tensor, bits: int) -> Tensor:
+    """(..., count) uint8 below 2**bits -> (..., ceil(count * bits / 8)) uint8, least significant bit first."""
+    import torch
+
+    planes = torch.stack([(fields >> b) & 1 for b in range(bits)], -1) if bits else fields[..., :0, None]
+    stream = planes.flatten(-2)
+    stream = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    shifts = torch.arange(8, dtype=torch.uint8, device=fields.device)
+    packed: Tensor = (stream << shifts).sum(-1, dtype=torch.uint8)
+    return packed
+
+
+def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The inverse of `pack_bits`: (..., bytes) -> (..., count) uint8."""
+    import torch
+
+    if not bits:
+        return torch.zeros(*packed.shape[:-1], count, dtype=torch.uint8, device=packed.device)
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    stream = ((packed[..., None] >> shifts) & 1).flatten(-2)[..., : count * bits].unflatten(-1, (count, bits))
+    fields: Tensor = (stream << shifts[:bits]).sum(-1, dtype=torch.uint8)
+    return fields
