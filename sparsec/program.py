@@ -1,0 +1,190 @@
+"""Program: the one object between a model and its artifact. Passes change it, backends read it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsec import _fx, graph, modes, store
+from sparsec.errors import ArtifactError, GraphError, UsageError
+from sparsec.pattern import Pattern
+from sparsec.selection import Selection
+from sparsec.sites import Exclusion, Site, SiteTable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.fx import GraphModule
+
+FACTS = frozenset({"traced", "selected", "masked", "permuted", "trained", "frozen", "lowered"})
+FORMAT = "sparsec-program"
+_SELECTIONS, _EXAMPLE = "selections.safetensors", "example.safetensors"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced model: its graph, its sites, what has been done to it. `module` is edited only on a clone."""
+
+    module: GraphModule
+    sites: SiteTable
+    inputs: dict[str, Tensor]
+    """Example inputs by name; every dynamic size is at least 2 in them."""
+    dims: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    """Dynamic sizes by name: smallest and largest legal value (None: no limit)."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Where the model came from: name, class, config; plain data."""
+    facts: frozenset[str] = frozenset({"traced"})
+    history: tuple[dict[str, Any], ...] = ()
+
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
+        """Run the graph; inputs by position or by name. Returns the outputs by name."""
+        outputs: dict[str, Tensor] = self.module(*bind(list(self.inputs), args, kwargs))
+        return outputs
+
+    def replace(self, **changes: Any) -> Program:
+        """A program with some fields changed, sharing all others."""
+        return dataclasses.replace(self, **changes)
+
+    def with_sites(self, changed: Iterable[Site]) -> Program:
+        """A program in which the sites of the same names are replaced."""
+        return self.replace(sites=self.sites.replace(changed))
+
+    def clone(self) -> Program:
+        """Copy the graph, share the tensors: editing the copy, or writing its sites, leaves this program as it is."""
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        return self.replace(module=copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors}))
+
+    def set_mode(self, mode: modes.Mode) -> None:
+        """Switch the graph to `train` or `eval`, in place."""
+        modes.set_mode(self.module, mode)
+
+    def verify(self) -> None:
+        """Raise GraphError unless graph, sites and facts fit together."""
+        _fx.check(self.module)
+        if unknown := self.facts - FACTS:
+            raise GraphError(f"unknown facts: {', '.join(sorted(unknown))}")
+        nodes = {node.name: node for node in self.module.graph.nodes}
+        for site in self.sites:
+            for user in site.users:
+                if user not in nodes:
+                    raise GraphError(f"{site.name}: its user {user} is not in the graph")
+            if site.mask and not _fx.has_tensor(self.module, site.mask):
+                raise GraphError(f"{site.name}: its mask {site.mask} is not in the graph")
+            if "lowered" not in self.facts and site.read(self.module).shape != site.shape:
+                raise GraphError(f"{site.name}: the weight no longer has shape {site.shape}")
+
+    def dump(self) -> str:
+        """The program as text: sites, then the graph, one line each. For people; it is never parsed."""
+        lines = [f"program {self.origin.get('class', 'model')}  facts: {', '.join(sorted(self.facts))}"]
+        for site in self.sites:
+            what = (
+                f"pattern={site.pattern}" if site.pattern else f"dense ({site.excluded})" if site.excluded else "dense"
+            )
+            mask = f" mask=@{site.mask}" if site.mask else ""
+            shape = ", ".join(map(str, site.shape[1:]))
+            lines.append(f"  site {site.name} [{shape}] {site.role} users={','.join(site.users)} {what}{mask}")
+        return "\n".join(lines) + "\n" + graph.dump(self.module) + "\n"
+
+    def write_back(self, model: nn.Module) -> None:
+        """Copy the program's parameters into the model it was traced from (same names and shapes)."""
+        import torch
+
+        if any(site.mask for site in self.sites):
+            raise UsageError("write_back: the program still has masks; run the freeze pass first")
+        targets = dict(model.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                if name not in targets or targets[name].shape != parameter.shape:
+                    raise UsageError(f"write_back: the model has no parameter {name} of shape {tuple(parameter.shape)}")
+                targets[name].copy_(parameter)
+
+    def save(self, path: str | Path, force: bool = False) -> Path:
+        """Write the program to a folder: graph.json, weights.safetensors, its sites and history in manifest.json."""
+        out = Path(path)
+        with store.writing(out, force) as folder:
+            write_graph(folder, self.module)
+            selections = {
+                f"{site.name}:{table}": tensor
+                for site in self.sites
+                if site.selection
+                for table, tensor in site.selection.tensors().items()
+            }
+            store.save_tensors(folder / _SELECTIONS, selections)
+            store.save_tensors(folder / _EXAMPLE, self.inputs)
+            state = {
+                "inputs": list(self.inputs),
+                "dims": self.dims,
+                "origin": self.origin,
+                "facts": sorted(self.facts),
+                "history": self.history,
+                "sites": [_site_to_json(site) for site in self.sites],
+                "exclusions": [dataclasses.asdict(exclusion) for exclusion in self.sites.exclusions],
+            }
+            store.seal(folder, FORMAT, {"program": state})
+        return out
+
+    @staticmethod
+    def load(path: str | Path) -> Program:
+        """Read a program that `save` wrote. Raises ArtifactError or GraphError when it is damaged."""
+        folder = Path(path)
+        state = store.read(folder, FORMAT)["program"]
+        selections, example = store.load_tensors(folder / _SELECTIONS), store.load_tensors(folder / _EXAMPLE)
+        try:
+            program = Program(
+                module=read_graph(folder),
+                sites=SiteTable(
+                    tuple(_site_from_json(entry, selections) for entry in state["sites"]),
+                    tuple(Exclusion(**entry) for entry in state["exclusions"]),
+                ),
+                inputs={name: example[name] for name in state["inputs"]},
+                dims={name: (low, high) for name, (low, high) in state["dims"].items()},
+                origin=state["origin"],
+                facts=frozenset(state["facts"]),
+                history=tuple(state["history"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{folder}: the program cannot be read: {type(error).__name__}: {error}") from error
+        program.verify()
+        return program
+
+
+def bind(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Order inputs given by position or by name; raises UsageError naming what is missing or unknown."""
+    given = dict(zip(names, args, strict=False)) | kwargs
+    unknown, missing = [n for n in kwargs if n not in names], [n for n in names if n not in given]
+    if len(args) > len(names) or unknown or missing or set(names[: len(args)]) & set(kwargs):
+        raise UsageError(
+            f"expected the inputs {', '.join(names)}, found {len(args)} by position and {sorted(kwargs)} by name"
+        )
+    return [given[name] for name in names]
+
+
+def write_graph(folder: Path, module: GraphModule) -> None:
+    """Write graph.json and weights.safetensors of a module."""
+    data = graph.to_json(module)
+    (folder / store.GRAPH).write_text(json.dumps(data, separators=(",", ":"), allow_nan=False) + "\n")
+    store.save_tensors(folder / store.WEIGHTS, {name: _fx.get_tensor(module, name) for name in data["tensors"]})
+
+
+def read_graph(folder: Path) -> GraphModule:
+    """The module that `write_graph` wrote; its files must have been checked by `store.read`."""
+    return graph.from_json(store.load_json(folder / store.GRAPH), store.load_tensors(folder / store.WEIGHTS))
+
+
+def _site_to_json(site: Site) -> dict[str, Any]:
+    entry = {f.name: getattr(site, f.name) for f in dataclasses.fields(site) if f.name not in ("selection", "pattern")}
+    return {**entry, "pattern": str(site.pattern) if site.pattern else None, "selected": site.selection is not None}
+
+
+def _site_from_json(entry: dict[str, Any], selections: dict[str, Tensor]) -> Site:
+    fields = dict(entry)
+    pattern, selected = fields.pop("pattern"), fields.pop("selected")
+    name = fields["name"]
+    selection = Selection(selections[f"{name}:positions"], selections.get(f"{name}:columns")) if selected else None
+    for key in ("shape", "users", "aliases"):
+        fields[key] = tuple(fields[key])
+    return Site(**fields, pattern=Pattern.parse(pattern) if pattern else None, selection=selection)
