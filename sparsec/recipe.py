@@ -1,0 +1,154 @@
+"""Recipes: everything that made an artifact, as text that makes it again.
+
+Pass text: `mask{pattern=64:2:5, score=magnitude} | freeze`. A value with a space or one of `,{}|="\\` is double-quoted.
+A recipe file is YAML (JSON is YAML); unknown keys are errors. An artifact's manifest holds its recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from sparsec.errors import RecipeError
+from sparsec.pipeline import Pass
+from sparsec.registry import pass_class
+
+_TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,{}|="\\]+)|([,{}|=]))')
+DEFAULT_PASSES = "mask | freeze"
+
+
+class Recipe(pydantic.BaseModel):
+    """What to compile, to which patterns, by which passes, for which backends."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    targets: dict[str, str]
+    """Selector -> pattern or `ignore`, in order; later ones win (see SiteTable.with_targets)."""
+    include: tuple[str, ...] = ()
+    """Roles that are excluded by default and should not be."""
+    passes: str = DEFAULT_PASSES
+    backends: tuple[str, ...] = ("kernel",)
+    dtype: Literal["fp32"] = "fp32"
+    seed: int = 0
+
+    @pydantic.field_validator("passes")
+    @classmethod
+    def _passes_parse(cls, text: str) -> str:
+        return " | ".join(map(str, parse_passes(text)))
+
+    @staticmethod
+    def read(path: Path) -> Recipe:
+        """Read a recipe file, or the recipe in an artifact's manifest.json. Raises RecipeError with key and reason."""
+        import yaml
+
+        try:
+            data = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {path} is not YAML: {error}") from error
+        if isinstance(data, dict) and "recipe" in data:
+            data = data["recipe"]
+        return Recipe.from_data(data, str(path))
+
+    @staticmethod
+    def from_data(data: Any, where: str = "recipe") -> Recipe:
+        """Check plain data. Raises RecipeError naming key and reason."""
+        try:
+            return Recipe.model_validate(data)
+        except pydantic.ValidationError as error:
+            raise RecipeError(f"{where}: {_explain(error)}") from None
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that `read` accepts."""
+        import yaml
+
+        text: str = yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
+        return text
+
+
+def parse_passes(text: str) -> tuple[Pass, ...]:
+    """Read pass text; raises RecipeError for a syntax error, an unknown pass or option, or a wrong value.
+
+    >>> [str(one) for one in parse_passes("mask{ columns=l1 }|freeze")]
+    ['mask{columns=l1}', 'freeze']
+    """
+    tokens = _tokens(text)
+    passes = []
+    while True:
+        kind, name = next(tokens)
+        if kind != "word":
+            raise RecipeError(f"pass text {text!r}: expected the name of a pass, found {name or 'the end'!r}")
+        kind, mark = next(tokens)
+        options: dict[str, str] = {}
+        if mark == "{" and kind == "mark":
+            options = _options(tokens, text, name)
+            kind, mark = next(tokens)
+        passes.append(make_pass(name, options))
+        if kind == "end":
+            return tuple(passes)
+        if (kind, mark) != ("mark", "|"):
+            raise RecipeError(f"pass text {text!r}: expected '|' or the end after {name}, found {mark!r}")
+
+
+def make_pass(name: str, options: dict[str, Any]) -> Pass:
+    """A pass from its name and options, text coerced to the types of its fields."""
+    cls = pass_class(name)
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(options)
+    except pydantic.ValidationError as error:
+        raise RecipeError(f"pass {name}: {_explain(error)}") from None
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    """The first problem as `key: what is wrong, found what`."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, first["loc"])) or "value"
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"there is no option {key!r}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{key} is missing"
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}; found {first['input']!r}"
+
+
+def _options(tokens: Any, text: str, name: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    kind, key = next(tokens)
+    while (kind, key) != ("mark", "}"):
+        if kind != "word" or next(tokens) != ("mark", "="):
+            raise RecipeError(f"pass text {text!r}: options of {name} are written {{key=value, ...}}; found {key!r}")
+        if key in options:
+            raise RecipeError(f"pass text {text!r}: option {key} of {name} is given twice")
+        kind, value = next(tokens)
+        if kind not in ("word", "quoted"):
+            raise RecipeError(f"pass text {text!r}: option {key} of {name} has no value")
+        options[key] = value
+        kind, key = next(tokens)
+        if (kind, key) == ("mark", ","):
+            kind, key = next(tokens)
+        elif (kind, key) != ("mark", "}"):
+            raise RecipeError(
+                f"pass text {text!r}: expected ',' or '}}' in the options of {name}, found {key or 'the end'!r}"
+            )
+    return options
+
+
+def _tokens(text: str) -> Any:
+    position = 0
+    while text[position:].strip():
+        match = _TOKEN.match(text, position)
+        if not match:
+            raise RecipeError(f"pass text {text!r}: cannot read {text[position:].strip()[:20]!r}")
+        quoted, word, mark = match.groups()
+        if quoted is not None:
+            yield "quoted", re.sub(r"\\(.)", r"\1", quoted)
+        else:
+            yield ("word", word) if word else ("mark", mark)
+        position = match.end()
+    while True:
+        yield "end", ""
