@@ -1,0 +1,298 @@
+"""The main job, `compile`: trace, prune, lower, emit, verify, measure. What the command line calls, and users too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsec import quality, registry, store, timing
+from sparsec.artifact import Artifact, verify_folder
+from sparsec.backend import CHECK_FILE, FORMAT, Backend, CheckData
+from sparsec.errors import UsageError, VerificationError
+from sparsec.layout import table_bytes
+from sparsec.pipeline import Context, PassManager, Progress, no_progress
+from sparsec.program import Program
+from sparsec.recipe import DEFAULT_PASSES, Recipe
+from sparsec.tracing import Dynamic, trace
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sparsec.models import Loaded
+
+_STAGES = 6
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile, beyond what the recipe fixes: nothing here changes a bit of graph.json or weights.safetensors."""
+
+    force: bool = False
+    trust: bool = False
+    min_quality: float | None = None
+    """Least cosine with the dense original; below it the compile fails."""
+    allow_dense: bool = False
+    """Accept sites that are neither sparse nor excluded with a reason."""
+    measure_speed: bool = True
+    progress: Progress = field(default=no_progress)
+
+
+def compile(
+    model: nn.Module | str,
+    example_inputs: Mapping[str, Tensor] | Sequence[Tensor] | None = None,
+    *,
+    out: str | Path,
+    pattern: str | None = None,
+    targets: Mapping[str, str] | None = None,
+    include: Sequence[str] = (),
+    passes: str = DEFAULT_PASSES,
+    backends: Sequence[str] = ("kernel",),
+    seed: int = 0,
+    dynamic: Dynamic | None = None,
+    options: Options | None = None,
+) -> Artifact:
+    """Compile a model to an artifact folder and prove it. Returns the opened artifact.
+
+    `model`: a module, with `example_inputs` by name or position, or MODEL text as on the command line. `pattern` goes
+    to every site that is not excluded; `targets` (selector -> pattern or `ignore`) adds to it or replaces it.
+    Raises a SparsecError whose text says what was found, expected and to do; `out` is then untouched.
+    """
+    from sparsec.models import Loaded
+
+    goals = {**({"*": pattern} if pattern else {}), **(targets or {})}
+    name = model if isinstance(model, str) else type(model).__name__
+    data = {"model": name, "targets": goals, "include": include, "passes": passes, "backends": backends, "seed": seed}
+    recipe, options = Recipe.from_data(data), options or Options()
+    if isinstance(model, str):
+        return compile_recipe(recipe, Path(out), options)
+    if example_inputs is None:
+        raise UsageError("compile: a module needs example_inputs, tensors by name or by position")
+    _check_request(recipe, Path(out), options)
+    program = trace(model, example_inputs, dynamic, origin={"model": name})
+    return _compile(Loaded(program, (program.inputs,), "the example inputs"), recipe, Path(out), options)
+
+
+def compile_recipe(recipe: Recipe, out: Path, options: Options) -> Artifact:
+    """Compile what a recipe says. See `compile`."""
+    from sparsec.models import load_model
+
+    _check_request(recipe, out, options)
+    options.progress("tracing", 0, _STAGES)
+    return _compile(load_model(recipe.model, recipe.seed, options.trust), recipe, out, options)
+
+
+def _check_request(recipe: Recipe, out: Path, options: Options) -> list[Backend]:
+    """All that can be refused before the model is loaded."""
+    from sparsec.pattern import Pattern
+
+    for text in recipe.targets.values():
+        if text != "ignore":
+            Pattern.parse(text)
+    PassManager.parse(recipe.passes).check_order({"traced"})
+    chosen = [registry.backend(name) for name in dict.fromkeys(recipe.backends)]
+    for one in chosen:
+        if reason := one.unavailable():
+            raise UsageError(f"backend {one.name} cannot be used here: {reason}")
+    if not chosen:
+        raise UsageError("no backend was asked for; expected at least one of " + ", ".join(registry.backend_table()))
+    store.check_writable(out, options.force)
+    return chosen
+
+
+def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Artifact:
+    backends, dense = _check_request(recipe, out, options), loaded.program
+    program = dense.replace(sites=dense.sites.with_targets(recipe.targets, recipe.include)) if recipe.targets else dense
+    options.progress("pruning", 1, _STAGES)
+    program, reports = PassManager.parse(recipe.passes).run_reported(program, Context(recipe.seed))
+    _check_pruned(program, options)
+    options.progress("measuring quality", 2, _STAGES)
+    measured = quality.measure(program, dense, loaded.samples)
+    if options.min_quality is not None and measured.cosine < options.min_quality:
+        raise VerificationError(
+            f"the model {measured.words}; --min-quality {options.min_quality} was asked for; nothing written"
+        )
+    manifest = _describe(program, recipe, measured, loaded.samples_are)
+    manifest["passes"] = [{"pass": r.text, "seconds": round(r.seconds, 3), **r.data} for r in reports]
+    dense_bytes = sum(p.nbytes for p in dense.module.parameters())
+    with store.writing(out, options.force) as folder:
+        options.progress("writing", 3, _STAGES)
+        manifest["nbytes"] = {"dense_model": dense_bytes}
+        manifest["backends"] = {}
+        for one in backends:
+            emitted = one.emit(program, folder)
+            entry = {"nbytes_sparse": emitted.nbytes_sparse, "nbytes": emitted.nbytes, **emitted.data}
+            manifest["backends"][one.name] = entry
+            for verdict in one.plan(program):
+                site = next(s for s in manifest["sites"] if s["name"] == verdict.site)
+                site["verdicts"][one.name] = {
+                    "sparse": verdict.sparse,
+                    "kernel": verdict.kernel,
+                    "reason": verdict.reason,
+                }
+        check = CheckData(program.inputs, _run(program, program.inputs))
+        store.save_tensors(folder / CHECK_FILE, check.tensors())
+        options.progress("verifying", 4, _STAGES)
+        _verify(folder, manifest)
+        if options.measure_speed and "kernel" in manifest["backends"]:
+            options.progress("timing", 5, _STAGES)
+            manifest["speed"] = _speed(folder, manifest, program)
+        manifest = store.seal(folder, FORMAT, manifest)
+        store.read(folder, FORMAT)
+        (folder / "README.md").write_text(_card(manifest))
+    options.progress("done", _STAGES, _STAGES)
+    return Artifact.open(out)
+
+
+def _check_pruned(program: Program, options: Options) -> None:
+    if program.facts & {"masked", "lowered"} or "frozen" not in program.facts:
+        raise UsageError(
+            "after its passes the program must be frozen, not lowered (backends lower it themselves): end with `freeze`"
+        )
+    silent = [site.name for site in program.sites if site.pattern is None and not site.excluded]
+    if silent and not options.allow_dense:
+        raise UsageError(
+            f"{len(silent)} sites would silently stay dense, the first is {silent[0]}; give them a pattern with "
+            "--layer or --pattern, exclude them with --ignore, or add --allow-dense"
+        )
+
+
+def _verify(folder: Path, manifest: dict[str, Any]) -> None:
+    checks = verify_folder(folder, manifest)
+    if bad := [check for check in checks if not check.ok]:
+        raise VerificationError(f"what was written does not hold ({bad[0].name}: {bad[0].detail}); nothing was kept")
+    manifest["checks"] = [{"name": check.name, "detail": check.detail} for check in checks]
+
+
+def _run(program: Program, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    import torch
+
+    with torch.no_grad():
+        return program(**inputs)
+
+
+def _describe(program: Program, recipe: Recipe, measured: quality.Quality, samples_are: str) -> dict[str, Any]:
+    """The manifest's part that is known before anything is written."""
+    graph = program.module.graph
+    types = {node.name: node.meta["type"] for node in graph.nodes if node.op == "placeholder"}
+    return {
+        "source": program.origin,
+        "recipe": recipe.model_dump(mode="json"),
+        "inputs": [{"name": name, "type": types[name]} for name in program.inputs],
+        "outputs": list(next(iter(reversed(graph.nodes))).args[0]),
+        "dims": program.dims,
+        "rows_per_item": _rows_per_item(program),
+        "quality": {
+            "cosine": measured.cosine,
+            "relative_error": measured.relative_error,
+            "output": measured.output,
+            "samples": samples_are,
+            "words": measured.words,
+        },
+        "sites": [_describe_site(site) for site in program.sites],
+        "exclusions": [{"name": e.name, "role": e.role, "reason": e.reason} for e in program.sites.exclusions],
+        "tolerance": 1e-5,
+    }
+
+
+def _describe_site(site: Any) -> dict[str, Any]:
+    sparse = site.pattern is not None
+    return {
+        "name": site.name,
+        "role": site.role,
+        "shape": list(site.shape),
+        "pattern": str(site.pattern) if sparse else None,
+        "words": site.pattern.words if sparse else None,
+        "excluded": site.excluded,
+        "retained": site.retained,
+        "nbytes_dense": 4 * site.shape[0] * site.shape[1] * site.shape[2],
+        "nbytes_sparse": table_bytes(site.pattern, site.shape) if sparse else None,
+        "verdicts": {},
+    }
+
+
+def _rows_per_item(program: Program) -> int:
+    """Rows a linear layer sees for one batch item, where the length is not dynamic: 197 for a ViT, 1 for an MLP."""
+    nodes = {node.name: node for node in program.module.graph.nodes}
+    rows = 1
+    for site in program.sites:
+        kind = nodes[site.users[0]].meta["type"]
+        sizes = kind[kind.index("[") + 1 : -1].split(", ")[1:-1]
+        if sizes and all(size.isdigit() for size in sizes):
+            product = 1
+            for size in sizes:
+                product *= int(size)
+            rows = max(rows, product)
+    return rows
+
+
+def _speed(folder: Path, manifest: dict[str, Any], program: Program) -> list[dict[str, Any]]:
+    """Seconds of the dense program and of the kernel artifact, whole model, for several token counts."""
+    runs = {"dense": program, "kernel": registry.backend("kernel").load(folder, manifest)}
+    return measure_speed(runs, manifest, program.inputs, budget_seconds=0.7)
+
+
+def measure_speed(
+    runs: Mapping[str, Any], manifest: dict[str, Any], example: dict[str, Tensor], budget_seconds: float
+) -> list[dict[str, Any]]:
+    """Interleaved seconds of callables of one interface, per token count of `timing.TOKENS`."""
+    import torch
+
+    types = {entry["name"]: entry["type"] for entry in manifest["inputs"]}
+    rows: list[dict[str, Any]] = []
+    with torch.no_grad():
+        for tokens in timing.TOKENS:
+            inputs, actual = timing.inputs_for_tokens(
+                example, types, manifest["dims"], manifest["rows_per_item"], tokens
+            )
+            if rows and actual == rows[-1]["tokens"]:
+                continue
+            calls = {name: (lambda run=run, inputs=inputs: run(**inputs)) for name, run in runs.items()}
+            seconds = timing.interleaved(calls, budget_seconds)
+            rows.append({"tokens": actual, "threads": torch.get_num_threads(), "seconds": seconds})
+    return rows
+
+
+def bench(artifact: Artifact, against: Sequence[str] = ("dense",), budget_seconds: float = 3.0) -> list[dict[str, Any]]:
+    """Time an artifact's kernels against `dense` (the same weights, unpacked) and `onnxruntime`, interleaved."""
+    unknown = [name for name in against if name not in ("dense", "onnxruntime")]
+    if unknown:
+        raise UsageError(f"--against {unknown[0]} is not known; expected dense, onnxruntime or both")
+    runs: dict[str, Any] = {"kernel": artifact.load("kernel")}
+    if "dense" in against:
+        runs["dense"] = artifact.load_dense()
+    if "onnxruntime" in against:
+        runs["onnxruntime"] = artifact.load("onnx")
+    check = CheckData.from_tensors(store.load_tensors(artifact.root / CHECK_FILE))
+    return measure_speed(runs, artifact.manifest, check.inputs, budget_seconds)
+
+
+def _card(manifest: dict[str, Any]) -> str:
+    """A model card for people and hubs."""
+    sparse = [site for site in manifest["sites"] if site["pattern"]]
+    patterns = sorted({f"{site['pattern']} ({site['words']})" for site in sparse})
+    model = manifest["source"].get("model", "a model")
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {model}",
+            "tags: [sparse, sparsec]",
+            "---",
+            f"# {model}, made sparse by sparsec {manifest['sparsec']}",
+            "",
+            f"- Patterns: {', '.join(patterns)}",
+            f"- Sparse weights: {len(sparse)} of {len(manifest['sites'])} sites",
+            f"- Quality: {manifest['quality']['words']}, on {manifest['quality']['samples']}",
+            f"- Backends: {', '.join(manifest['backends'])}",
+            "",
+            "```python",
+            "import sparsec",
+            'module = sparsec.load("THIS FOLDER")  # needs neither transformers nor the model source',
+            "```",
+            "",
+            "Prove it: `sparsec verify THIS_FOLDER`.",
+            "Make it again: `sparsec compile --recipe THIS_FOLDER/manifest.json`.",
+            "",
+        ]
+    )

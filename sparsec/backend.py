@@ -1,0 +1,112 @@
+"""What a backend is: it says for every site what will run and why, writes its part of an artifact, and proves it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sparsec.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sparsec.program import Program
+
+FORMAT = "sparsec-artifact"
+CHECK_FILE = "check.safetensors"
+FP32_TOLERANCE = 1e-5  # of the largest output: reordered fp32 sums; the same bound that passes declared `close` obey
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What will run for one site, and why. No site goes dense without a reason."""
+
+    site: str
+    sparse: bool
+    """Whether a sparse kernel runs; the weights may be sparse where it does not."""
+    kernel: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was proven about an artifact, or not."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What a backend wrote: sparse weight bytes in its form, all its bytes, and facts for the manifest."""
+
+    nbytes_sparse: int
+    nbytes: int
+    data: dict[str, Any]
+
+
+class Backend(ABC):
+    """Subclasses live in one package each under backends/, with one line in its TABLE."""
+
+    name: ClassVar[str]
+    describes: ClassVar[str]
+    """One line for `sparsec backends`."""
+
+    def unavailable(self) -> str | None:
+        """None when the backend can emit and run here, else why not and what to install."""
+        return None
+
+    @abstractmethod
+    def plan(self, program: Program) -> tuple[Verdict, ...]:
+        """A verdict for every site that has a pattern. Reads the program only."""
+
+    @abstractmethod
+    def emit(self, program: Program, folder: Path) -> Emitted:
+        """Write the backend's files of a frozen program (eval mode, masks folded) below `folder`."""
+
+    @abstractmethod
+    def verify(self, folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Check]:
+        """Re-read what `emit` wrote and prove patterns, tables and outputs. Hashes have been checked already."""
+
+    @abstractmethod
+    def load(self, folder: Path, manifest: dict[str, Any]) -> Any:
+        """A callable: inputs by name -> dict of output tensors by name. The folder has been checked already."""
+
+    def load_dense(self, folder: Path, manifest: dict[str, Any]) -> Any:
+        """Like `load`, with the sparse weights unpacked and run densely; only the kernel backend has it."""
+        raise UsageError(f"backend {self.name} has no dense form to compare with; compile with --backend kernel")
+
+
+@dataclass(frozen=True)
+class CheckData:
+    """The stored inputs and the outputs that the masked fp32 graph gave for them."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As stored in check.safetensors."""
+        return {f"input:{k}": v for k, v in self.inputs.items()} | {f"output:{k}": v for k, v in self.outputs.items()}
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor]) -> CheckData:
+        """The inverse of `tensors`."""
+        parts: dict[str, dict[str, Tensor]] = {"input": {}, "output": {}}
+        for name, tensor in tensors.items():
+            kind, _, key = name.partition(":")
+            parts[kind][key] = tensor
+        return CheckData(parts["input"], parts["output"])
+
+
+def compare(name: str, found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> Check:
+    """Compare outputs by name: largest difference over the largest expected value."""
+    from sparsec.pipeline import relative_difference
+
+    missing = [key for key in expected if key not in found]
+    if missing:
+        return Check(name, False, f"output {missing[0]} is missing")
+    worst = max((relative_difference(found[key], value) for key, value in expected.items()), default=0.0)
+    return Check(name, worst <= tolerance, f"largest relative difference {worst:.1e}, allowed {tolerance:.0e}")

@@ -1,0 +1,151 @@
+"""Look into weights that anybody wrote: which patterns their zeros form, and where they break one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsec import store
+from sparsec.artifact import Artifact
+from sparsec.backend import Check
+from sparsec.errors import ArtifactError, UsageError
+from sparsec.pattern import NM, VNM, Pattern, Violations
+from sparsec.program import FORMAT as PROGRAM_FORMAT
+from sparsec.program import Program
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CANDIDATES = (
+    NM(1, 16),
+    NM(2, 16),
+    NM(1, 8),
+    VNM(64, 2, 8),
+    NM(2, 8),
+    VNM(64, 2, 5),
+    NM(1, 4),
+    NM(2, 5),
+    NM(2, 4),
+    NM(4, 8),
+)
+_SPARSE = 0.05  # a weight with fewer zeros than this was not made sparse
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the zeros of one 2-D weight say."""
+
+    name: str
+    shape: tuple[int, ...]
+    sparsity: float
+    """Share of zeros."""
+    pattern: Pattern | None
+    """The first of the usual patterns, sparsest first, that it satisfies."""
+
+    @property
+    def sparse(self) -> bool:
+        """Whether somebody made it sparse."""
+        return self.sparsity >= _SPARSE
+
+
+def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """All 2-D floating-point weights of a Hugging Face folder, a .safetensors or an .onnx file, by name."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not path.exists() or not files or files[0].suffix not in (".safetensors", ".onnx"):
+        raise UsageError(f"{path}: expected an artifact, a program, a model folder, a .safetensors or an .onnx file")
+    for file in files:
+        named = _onnx(file) if file.suffix == ".onnx" else store.load_tensors(file)
+        for name, tensor in named.items():
+            if tensor.dim() == 2 and tensor.is_floating_point():
+                yield name, tensor
+
+
+def look(name: str, weight: Tensor) -> Found:
+    """Describe one weight."""
+    sparsity = float((weight == 0).double().mean()) if weight.numel() else 0.0
+    enough = [pattern for pattern in _CANDIDATES if 1 - pattern.density <= sparsity + 0.02]
+    pattern = (
+        next((one for one in enough if not one.violations(weight[None]).count), None) if sparsity >= _SPARSE else None
+    )
+    return Found(name, tuple(weight.shape), sparsity, pattern)
+
+
+def check(path: Path, pattern: Pattern) -> dict[str, Violations]:
+    """Violations of every weight that was made sparse; raises UsageError when none was."""
+    found = {name: pattern.violations(weight[None]) for name, weight in weights(path) if look(name, weight).sparse}
+    if not found:
+        raise UsageError(f"{path}: no weight has zeros to speak of, so there is nothing that {pattern} could hold for")
+    return found
+
+
+def _onnx(path: Path) -> dict[str, Tensor]:
+    import numpy as np
+    import onnx
+    import torch
+
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf raises its own types
+        raise ArtifactError(f"{path} cannot be read as ONNX: {error}") from error
+    arrays = {entry.name: onnx.numpy_helper.to_array(entry) for entry in model.graph.initializer}
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items() if array.dtype.kind == "f"}
+
+
+def inspect(path: Path) -> tuple[str, Any]:
+    """What a path is: `artifact` with its manifest, `program` with the Program, or `weights` with a list of Found."""
+    if (path / store.MANIFEST).is_file():
+        if store.read_manifest(path).get("format") == PROGRAM_FORMAT:
+            return "program", Program.load(path)
+        return "artifact", Artifact.open(path).manifest
+    return "weights", [look(name, weight) for name, weight in weights(path)]
+
+
+def to_json(kind: str, found: Any) -> dict[str, Any]:
+    """What `inspect` found, as plain data."""
+    if kind == "artifact":
+        return {"manifest": found}
+    if kind == "program":
+        return {"facts": sorted(found.facts), "history": found.history, "dump": found.dump()}
+    rows = [
+        {"name": f.name, "shape": f.shape, "sparsity": f.sparsity, "pattern": f.pattern and str(f.pattern)}
+        for f in found
+    ]
+    return {"weights": rows}
+
+
+def verify(path: Path, pattern: str | None) -> list[Check]:
+    """All checks of an artifact or program; of plain weights, the pattern of every weight that was made sparse."""
+    asked = Pattern.parse(pattern) if pattern else None
+    if (path / store.MANIFEST).is_file() and store.read_manifest(path).get("format") == PROGRAM_FORMAT:
+        return _verify_program(Program.load(path), asked)
+    if (path / store.MANIFEST).exists() or path.suffix == ".sparsec":
+        artifact = Artifact.open(path)
+        results = [Check("files", True, f"{len(artifact.manifest['files'])} files have their recorded SHA-256")]
+        return results + artifact.verify() + (_declared(artifact, asked) if asked else [])
+    if asked is None:
+        raise UsageError(f"{path} declares no pattern; say which one must hold with --pattern, such as --pattern 2:4")
+    return [_violations_check(name, found) for name, found in check(path, asked).items()]
+
+
+def _verify_program(program: Program, asked: Pattern | None) -> list[Check]:
+    """Every site with a selection must be zero outside it, once its mask is folded in."""
+    results = [Check("program", True, "files have their recorded SHA-256, graph and sites fit together")]
+    for site in program.sites.sparse:
+        required = asked or site.pattern
+        if site.mask is None and required is not None and "lowered" not in program.facts:
+            results.append(_violations_check(site.name, required.violations(site.read(program.module))))
+    return results
+
+
+def _declared(artifact: Artifact, asked: Pattern) -> list[Check]:
+    sparse = [site for site in artifact.manifest["sites"] if site["pattern"]]
+    other = [f"{site['name']} has {site['pattern']}" for site in sparse if site["pattern"] != str(asked)]
+    return [Check(f"pattern {asked}", not other, other[0] if other else f"{len(sparse)} sites declare it")]
+
+
+def _violations_check(name: str, found: Violations) -> Check:
+    return Check(
+        name, not found.count, f"{found.count} violations: {found.first[0]}" if found.count else "holds bit for bit"
+    )

@@ -1,0 +1,169 @@
+"""What people see: tables, one progress bar, plain words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sparsec.backend import Check
+    from sparsec.inspection import Found
+
+out = Console(highlight=False)
+
+
+def megabytes(nbytes: int) -> str:
+    """Bytes as decimal megabytes."""
+    return f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.1f} kB"
+
+
+def manifest(data: dict[str, Any], folder_bytes: int) -> None:
+    """The end of a compile, and `inspect` of an artifact: sites, sizes, quality, speed."""
+    sites = data["sites"]
+    out.print(_sites_table(sites, list(data["backends"])))
+    out.print(summary(sites, data["exclusions"]))
+    for line in _dense_kernels(sites):
+        out.print(line)
+    _sizes(data, folder_bytes)
+    quality = data["quality"]
+    out.print(
+        f"[bold]Quality[/] {quality['words']}; relative error {quality['relative_error']:.3f}, on {quality['samples']}"
+    )
+    for check in data.get("checks", ()):
+        out.print(f"[green]proven[/] {check['name']}: {check['detail']}")
+    if "speed" in data:
+        out.print(speed_table(data["speed"], "kernel"))
+
+
+def summary(sites: list[dict[str, Any]], exclusions: list[dict[str, Any]]) -> str:
+    """`36 of 37 sites sparse, the others because ...`."""
+    dense = [site for site in sites if not site["pattern"]]
+    text = f"[bold]{len(sites) - len(dense)} of {len(sites)} sites sparse[/]"
+    reasons: dict[str, list[str]] = {}
+    for site in dense:
+        reasons.setdefault(site["excluded"] or "no pattern was asked for", []).append(site["name"])
+    for reason, names in reasons.items():
+        text += f"; {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} dense: {reason}"
+    if exclusions:
+        roles = [entry["role"] for entry in exclusions]
+        counts = ", ".join(f"{roles.count(role)} {role}" for role in dict.fromkeys(roles))
+        text += f"\nNot sites: {counts} parameters"
+        for entry in exclusions:
+            if entry["role"] == "other":
+                text += f"\n  {entry['name']}: {entry['reason']}"
+    return text
+
+
+def _dense_kernels(sites: list[dict[str, Any]]) -> list[str]:
+    """Why sparse weights run through a dense kernel: `onnx: 36 sparse sites run dense, because ...`."""
+    reasons: dict[tuple[str, str], int] = {}
+    for site in sites:
+        for backend, verdict in site["verdicts"].items():
+            if not verdict["sparse"]:
+                reasons[backend, verdict["reason"]] = reasons.get((backend, verdict["reason"]), 0) + 1
+    return [f"{backend}: {count} sparse sites run dense: {reason}" for (backend, reason), count in reasons.items()]
+
+
+def _sites_table(sites: list[dict[str, Any]], backends: list[str]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("site", overflow="fold")
+    for column in ("shape", "pattern", "kept", "bytes", *backends):
+        table.add_column(column, justify="right" if column in ("shape", "kept", "bytes") else "left", no_wrap=True)
+    for group in _groups(sites):
+        site, count = group[0], len(group)
+        name = (re.sub(r"\d+", "*", site["name"], count=1) if count > 1 else site["name"]).removesuffix(".weight")
+        retained = [s["retained"] for s in group if s["retained"] is not None]
+        sparse = site["nbytes_sparse"]
+        table.add_row(
+            f"{name}{f' x{count}' if count > 1 else ''}",
+            "x".join(map(str, site["shape"][1:])),
+            site["pattern"] or "dense",
+            f"{sum(retained) / len(retained):.3f}" if retained else "",
+            f"{sparse / site['nbytes_dense']:.3f}x" if sparse else "1x",
+            *(site["verdicts"].get(backend, {}).get("kernel", "dense") for backend in backends),
+        )
+    words = sorted({f"{site['pattern']} = {site['words']}" for site in sites if site["pattern"]})
+    table.caption = "; ".join([*words, "kept = share of the summed score"])
+    return table
+
+
+def _groups(sites: list[dict[str, Any]]) -> Iterable[list[dict[str, Any]]]:
+    """Sites that differ only in a layer number, together."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for site in sites:
+        verdicts = str({name: verdict["kernel"] for name, verdict in site["verdicts"].items()})
+        key = (
+            re.sub(r"\d+", "*", site["name"], count=1),
+            site["pattern"],
+            tuple(site["shape"]),
+            verdicts,
+            site["excluded"],
+        )
+        groups.setdefault(key, []).append(site)
+    return groups.values()
+
+
+def _sizes(data: dict[str, Any], folder_bytes: int) -> None:
+    dense = sum(site["nbytes_dense"] for site in data["sites"] if site["pattern"])
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("size", "sparse weights", "of dense", "all files", "dense model"):
+        table.add_column(column, justify="left" if column == "size" else "right")
+    for name, entry in data["backends"].items():
+        ratio = f"{entry['nbytes_sparse'] / dense:.3f}x" if dense else ""
+        whole = megabytes(data["nbytes"]["dense_model"])
+        table.add_row(name, megabytes(entry["nbytes_sparse"]), ratio, megabytes(entry["nbytes"]), whole)
+    table.add_row("folder", "", "", megabytes(folder_bytes), "")
+    out.print(table)
+
+
+def speed_table(rows: list[dict[str, Any]], ours: str) -> Table:
+    """Whole-model times; ratios first."""
+    others = [name for name in rows[0]["seconds"] if name != ours]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("tokens", justify="right")
+    for name in others:
+        table.add_column(f"speed vs {name}", justify="right")
+    for name in (ours, *others):
+        table.add_column(f"{name} ms", justify="right")
+    for row in rows:
+        seconds = row["seconds"]
+        ratios = [f"{seconds[name] / seconds[ours]:.2f}x" for name in others]
+        times = [f"{1e3 * seconds[name]:.2f}" for name in (ours, *others)]
+        table.add_row(str(row["tokens"]), *ratios, *times)
+    table.caption = f"whole model, {rows[0]['threads']} threads, best of several interleaved runs on this machine"
+    return table
+
+
+def checks(results: list[Check]) -> None:
+    """One line a check."""
+    for check in results:
+        out.print(f"{'[green]holds[/]' if check.ok else '[red]FAILS[/]'}  {check.name}: {check.detail}", soft_wrap=True)
+
+
+def found(weights: list[Found]) -> None:
+    """What `inspect` finds in a checkpoint."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("weight", "shape", "zeros", "pattern found"):
+        table.add_column(column)
+    for one in weights:
+        shape = " x ".join(map(str, one.shape))
+        pattern = (
+            f"{one.pattern} ({one.pattern.words})" if one.pattern else "none of the usual" if one.sparse else "dense"
+        )
+        table.add_row(one.name, shape, f"{100 * one.sparsity:.1f} %", pattern)
+    out.print(table)
+    out.print(f"[bold]{sum(one.sparse for one in weights)} of {len(weights)} weights sparse[/]")
+
+
+def catalogue(rows: list[tuple[str, ...]], *columns: str) -> None:
+    """A plain table of names and what they are."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
