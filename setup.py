@@ -18,7 +18,7 @@ setup(
             ],
             depends=[f"{CPU}/{name}.h" for name in ("stream", "kernels", "unroll")],
             # No -march: each file names the instructions it uses, and the library asks the processor before it does.
-            extra_compile_args=["-std=c++17", "-O3", "-fopenmp"],
+            extra_compile_args=["-std=c++17", "-O3", "-g0", "-fopenmp"],
             extra_link_args=["-fopenmp"],
             language="c++",
             optional=True,

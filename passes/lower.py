@@ -28,6 +28,7 @@ class Lower(Pass):
     name: ClassVar[str] = "lower"
     requires: ClassVar[frozenset[str]] = frozenset({"frozen"})
     establishes: ClassVar[frozenset[str]] = frozenset({"lowered"})
+    drops: ClassVar[frozenset[str]] = frozenset({"traced", "frozen"})  # the weights are tables now: no pass edits them
     equivalence: ClassVar[Equivalence] = "close"
 
     def run(self, program: Program, ctx: Context) -> PassResult:

@@ -199,7 +199,7 @@ def check(module: GraphModule) -> None:
     try:
         module.graph.lint()
     except RuntimeError as error:
-        raise GraphError(f"the graph is not well formed: {error}") from error
+        raise GraphError(f"the graph is not well formed: {str(error).splitlines()[0]}") from error
     for node in module.graph.nodes:
         if node.op != "output" and TYPE not in node.meta:
             raise GraphError(f"node {node.name} has no type: insert nodes through sparsec._fx, which types them")

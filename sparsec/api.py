@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,11 @@ def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Art
     _check_pruned(program, options)
     options.progress("measuring quality", 2, _STAGES)
     measured = quality.measure(program, dense, loaded.samples)
-    if options.min_quality is not None and measured.cosine < options.min_quality:
+    if not math.isfinite(measured.cosine + measured.relative_error):
+        raise VerificationError(
+            f"the model gives NaN or Inf on {loaded.samples_are}, so nothing can be proven; nothing written"
+        )
+    if options.min_quality is not None and not measured.cosine >= options.min_quality:
         raise VerificationError(
             f"the model {measured.words}; --min-quality {options.min_quality} was asked for; nothing written"
         )
@@ -175,7 +180,7 @@ def _run(program: Program, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def _describe(program: Program, recipe: Recipe, measured: quality.Quality, samples_are: str) -> dict[str, Any]:
     """The manifest's part that is known before anything is written."""
     graph = program.module.graph
-    types = {node.name: node.meta["type"] for node in graph.nodes if node.op == "placeholder"}
+    types = {node.target: node.meta["type"] for node in graph.nodes if node.op == "placeholder"}
     return {
         "source": program.origin,
         "recipe": recipe.model_dump(mode="json"),

@@ -6,6 +6,7 @@ name, reference and type before a graph is built, so a stranger's file can neith
 
 from __future__ import annotations
 
+import keyword
 import math
 import re
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ def to_json(module: GraphModule) -> dict[str, Any]:
     nodes, inputs, outputs = [], [], {}
     for node in module.graph.nodes:
         if node.op == "placeholder":
-            inputs.append({"name": node.name, "type": node.meta[_fx.TYPE]})
+            inputs.append({"name": node.name, "input": node.target, "type": node.meta[_fx.TYPE]})
         elif node.op == "get_attr":
             nodes.append({"name": node.name, "tensor": node.target, "type": node.meta[_fx.TYPE]})
         elif node.op == "output":
@@ -70,14 +71,16 @@ def from_json(data: dict[str, Any], tensors: dict[str, Tensor]) -> GraphModule:
             trainable = tensor.is_floating_point()
             _fx.set_tensor(root, name, nn.Parameter(tensor, trainable) if kind == "parameter" else tensor)
         for entry in data["inputs"]:
-            nodes[entry["name"]] = _typed(graph.placeholder(_identifier(entry["name"])), entry)
+            nodes[entry["name"]] = _typed(graph.placeholder(_identifier(entry["input"])), entry)
         for entry in data["nodes"]:
             nodes[entry["name"]] = _read_node(graph, entry, nodes, data["tensors"])
-        output = graph.output({_identifier(key): nodes[name] for key, name in data["outputs"].items()})
+        output = graph.output({str(key): nodes[name] for key, name in data["outputs"].items()})
         output.meta[_fx.TYPE] = ""
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        return torch.fx.GraphModule(root, graph, "SparsecGraph")
+    except GraphError:
+        raise
+    except Exception as error:  # whatever a hostile file provokes in torch.fx is the file's fault
         raise GraphError(f"graph.json cannot be read: {type(error).__name__}: {error}") from error
-    return torch.fx.GraphModule(root, graph, "SparsecGraph")
 
 
 def _read_node(graph: Graph, entry: dict[str, Any], nodes: dict[str, Node], tensors: dict[str, str]) -> Node:
@@ -104,7 +107,7 @@ def _typed(node: Node, entry: dict[str, Any]) -> Node:
 
 
 def _identifier(name: Any) -> str:
-    if isinstance(name, str) and _IDENTIFIER.fullmatch(name):
+    if isinstance(name, str) and _IDENTIFIER.fullmatch(name) and not keyword.iskeyword(name) and name != "self":
         return name
     raise GraphError(f"graph.json: {name!r} is not a plain name")
 
@@ -174,7 +177,7 @@ def _line(node: Node) -> str:
     if node.op == "output":
         return "return {" + ", ".join(f"{key}: %{value.name}" for key, value in node.args[0].items()) + "}"
     if node.op == "placeholder":
-        return f"%{node.name} = input : {node.meta[_fx.TYPE]}"
+        return f"%{node.name} = input {node.target} : {node.meta[_fx.TYPE]}"
     if node.op == "get_attr":
         return f"%{node.name} = tensor @{node.target} : {node.meta[_fx.TYPE]}"
     arguments = [_text(arg) for arg in node.args] + [f"{key}={_text(arg)}" for key, arg in node.kwargs.items()]

@@ -53,7 +53,9 @@ class Found:
 def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
     """All 2-D floating-point weights of a Hugging Face folder, a .safetensors or an .onnx file, by name."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not path.exists() or not files or files[0].suffix not in (".safetensors", ".onnx"):
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; expected an artifact, a program, a model folder, or a weights file")
+    if not files or files[0].suffix not in (".safetensors", ".onnx"):
         raise UsageError(f"{path}: expected an artifact, a program, a model folder, a .safetensors or an .onnx file")
     for file in files:
         named = _onnx(file) if file.suffix == ".onnx" else store.load_tensors(file)
@@ -125,6 +127,7 @@ def verify(path: Path, pattern: str | None) -> list[Check]:
         results = [Check("files", True, f"{len(artifact.manifest['files'])} files have their recorded SHA-256")]
         return results + artifact.verify() + (_declared(artifact, asked) if asked else [])
     if asked is None:
+        next(weights(path), None)  # says what is wrong with a path that holds no weights at all
         raise UsageError(f"{path} declares no pattern; say which one must hold with --pattern, such as --pattern 2:4")
     return [_violations_check(name, found) for name, found in check(path, asked).items()]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ def _from_hub(location: str, name: str, seed: int) -> Loaded:
     inputs = _example(model, tokenizer, location, seed)
     dynamic = {key: _sizes(key, value) for key, value in inputs.items()}
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    limits = {size: int(longest) for size in ("length", "decoder_length")} if longest and longest > 0 else {}
+    sizes = {size for axes in dynamic.values() for size in axes.values()} - {"batch"}
+    limits = {size: int(longest) for size in sizes} if longest and longest > 0 else {}
     origin = {"model": name, "config": _plain(config.to_diff_dict())}
     program = trace(model, inputs, dynamic, limits, origin)
     if tokenizer is not None and "input_ids" in inputs:
@@ -110,11 +112,20 @@ def _pretrained(location: str) -> tuple[nn.Module, Any]:
         model: nn.Module = cls.from_pretrained(location, config=config, dtype="float32")
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise UsageError(f"{location}: the weights cannot be loaded: {str(error).splitlines()[0]}") from error
+    return model, _tokenizer(location, int(getattr(config, "vocab_size", 0) or 0))
+
+
+def _tokenizer(location: str, vocabulary: int) -> Any:
+    """The model's tokenizer, or None. Without its files transformers may make one that knows no word: that is none."""
+    import transformers
+
     try:
-        return model, transformers.AutoTokenizer.from_pretrained(location)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError, KeyError, ImportError) as error:
         log.info("%s: no tokenizer, so random tokens are used (%s)", location, str(error).splitlines()[0])
-        return model, None
+        return None
+    ids = tokenizer(text.passages()[0])["input_ids"]
+    return tokenizer if len(set(ids)) > 8 and max(ids) < vocabulary else None
 
 
 def _example(model: nn.Module, tokenizer: Any, location: str, seed: int) -> dict[str, Tensor]:
@@ -179,10 +190,13 @@ def _from_pt2(path: Path, trust: bool, seed: int) -> Loaded:
         )
     import torch
 
+    logging.disable(logging.CRITICAL)  # torch.export.load logs a failure with a traceback before it raises
     try:
         exported = torch.export.load(path)
     except Exception as error:  # whatever unpickling raises
         raise UsageError(f"{path} cannot be read as a torch.export file: {str(error).splitlines()[0]}") from error
+    finally:
+        logging.disable(logging.NOTSET)
     args, kwargs = exported.example_inputs or ((), {})
     names = [node.name for node in exported.graph.nodes if node.op == "placeholder"][-len(args) - len(kwargs) :]
     tensors = [*args, *kwargs.values()]
@@ -211,4 +225,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, ClassVar
 
 from sparsec import columns as column_choice
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 MAX_M = 256  # an offset in the group is one byte on disk
 _CHUNK_ELEMENTS = 1 << 20  # a projection works on about this many scores at once: they stay in cache
+_NUMBER = "([0-9]{1,9})"
 _GRAMMAR = "N:M such as 2:4, V:N:M such as 64:2:5, unstructured:0.7, or dense (N is the number kept)"
 
 
@@ -56,11 +58,11 @@ class Pattern:
         """
         if text == "dense":
             return Dense()
-        if match := re.fullmatch(r"unstructured:(\d*\.?\d+)", text):
+        if match := re.fullmatch(r"unstructured:([0-9]*\.?[0-9]+)", text):
             return Unstructured(float(match[1]))
-        if match := re.fullmatch(r"(\d+):(\d+)", text):
+        if match := re.fullmatch(rf"{_NUMBER}:{_NUMBER}", text):
             return NM(int(match[1]), int(match[2]))
-        if match := re.fullmatch(r"(\d+):(\d+):(\d+)", text):
+        if match := re.fullmatch(rf"{_NUMBER}:{_NUMBER}:{_NUMBER}", text):
             return VNM(int(match[1]), int(match[2]), int(match[3]))
         raise PatternError(f"pattern {text!r} cannot be read; expected {_GRAMMAR}")
 
@@ -131,7 +133,7 @@ class Unstructured(Pattern):
             raise PatternError(f"{self}: expected a share of zeros between 0 and 1, such as unstructured:0.7")
 
     def __str__(self) -> str:
-        return f"unstructured:{self.sparsity:g}"
+        return f"unstructured:{Decimal(repr(self.sparsity)):f}"
 
     @property
     def density(self) -> float:
@@ -178,7 +180,10 @@ class NM(Pattern):
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= self.m:
-            raise PatternError(f"pattern {self}: N is the number kept, so 1 <= N <= M must hold; did you mean 2:4?")
+            raise PatternError(
+                f"pattern {self} would keep {self.n} of every {self.m} columns; N is the number kept, so 1 <= N <= M "
+                "must hold, as in 2:4 (or V:N:M, as in 64:2:5)"
+            )
         if self.m > MAX_M:
             raise PatternError(f"pattern {self}: M is {self.m}, the largest supported group is {MAX_M} columns")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class Pass:
     establishes: ClassVar[frozenset[str]] = frozenset()
     drops: ClassVar[frozenset[str]] = frozenset()
     equivalence: ClassVar[Equivalence]
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # an unknown option is an error
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         """Change the program. Facts, history, lint and recompile are the manager's work."""
@@ -98,7 +100,7 @@ class Pass:
 def quote(value: Any) -> str:
     """An option's value as recipe text: bare where that can be read back, else in double quotes."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    if text and not set(text) & set(' ,{}|="\\\t\n'):
+    if re.fullmatch(r'[^\s,{}|="\\]+', text):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
@@ -176,12 +178,11 @@ class PassManager:
 
 
 def _finish(one: Pass, program: Program) -> Program:
-    program.module.graph.lint()
-    program.module.recompile()
     facts = (program.facts - one.drops) | one.establishes
     assert facts <= FACTS, f"pass {one.name} establishes an unknown fact"
     program = program.replace(facts=facts, history=(*program.history, {"pass": str(one)}))
     program.verify()
+    program.module.recompile()
     return program
 
 
@@ -196,13 +197,18 @@ def _compare(one: Pass, expected: dict[str, Tensor], found: dict[str, Tensor]) -
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference over the largest absolute expected value; Inf when NaN or Inf is on one side only."""
+    """Largest absolute difference over the largest finite expected value.
+
+    NaN or Inf at the same place on both sides is no difference; on one side only it makes the result Inf.
+    """
     import torch
 
     found, expected = found.detach().double(), expected.detach().double()
     if found.shape != expected.shape:
         return float("inf")
-    if not found.numel() or torch.equal(found, expected):
+    unequal = (found != expected) & ~(found.isnan() & expected.isnan())
+    if not bool(unequal.any()):
         return 0.0
-    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    largest = torch.nan_to_num(expected, 0.0, 0.0, 0.0).abs().max().clamp(min=1e-30)
+    difference = float((found - expected)[unequal].abs().max() / largest)
     return difference if difference == difference else float("inf")

@@ -74,8 +74,15 @@ class Program:
                     raise GraphError(f"{site.name}: its user {user} is not in the graph")
             if site.mask and not _fx.has_tensor(self.module, site.mask):
                 raise GraphError(f"{site.name}: its mask {site.mask} is not in the graph")
-            if "lowered" not in self.facts and site.read(self.module).shape != site.shape:
-                raise GraphError(f"{site.name}: the weight no longer has shape {site.shape}")
+            if "lowered" not in self.facts:
+                self._verify_weight(site)
+
+    def _verify_weight(self, site: Site) -> None:
+        if not _fx.has_tensor(self.module, site.name):
+            raise GraphError(f"{site.name}: the weight is not in the graph")
+        found = tuple(_fx.get_tensor(self.module, site.name).shape)
+        if found != site.shape[1:]:
+            raise GraphError(f"{site.name}: expected a weight of shape {site.shape[1:]}, found {found}")
 
     def dump(self) -> str:
         """The program as text: sites, then the graph, one line each. For people; it is never parsed."""
@@ -93,8 +100,10 @@ class Program:
         """Copy the program's parameters into the model it was traced from (same names and shapes)."""
         import torch
 
-        if any(site.mask for site in self.sites):
-            raise UsageError("write_back: the program still has masks; run the freeze pass first")
+        if self.facts & {"masked", "lowered"}:
+            raise UsageError(
+                "write_back: the program must be frozen, not masked or lowered; run the freeze pass, not lower"
+            )
         targets = dict(model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, parameter in self.module.named_parameters():
@@ -131,9 +140,10 @@ class Program:
     def load(path: str | Path) -> Program:
         """Read a program that `save` wrote. Raises ArtifactError or GraphError when it is damaged."""
         folder = Path(path)
-        state = store.read(folder, FORMAT)["program"]
+        manifest = store.read(folder, FORMAT)
         selections, example = store.load_tensors(folder / _SELECTIONS), store.load_tensors(folder / _EXAMPLE)
         try:
+            state = manifest["program"]
             program = Program(
                 module=read_graph(folder),
                 sites=SiteTable(
@@ -146,7 +156,7 @@ class Program:
                 facts=frozenset(state["facts"]),
                 history=tuple(state["history"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{folder}: the program cannot be read: {type(error).__name__}: {error}") from error
         program.verify()
         return program

@@ -48,11 +48,8 @@ def measure(sparse: Program, dense: Program, samples: Iterable[dict[str, Tensor]
             if not name:
                 continue
             y0, y = expected[name].double(), found[name].double()
-            cosine = (
-                torch.nn.functional.cosine_similarity(y.flatten(0, -2), y0.flatten(0, -2), dim=-1)
-                if y0.dim() > 1
-                else y
-            )
+            y0, y = (y0, y) if y0.dim() > 1 else (y0.reshape(1, -1), y.reshape(1, -1))  # single numbers have no angle
+            cosine = torch.nn.functional.cosine_similarity(y, y0, dim=-1)
             cosines, vectors = cosines + float(cosine.sum()), vectors + cosine.numel()
             error, norm = error + float((y - y0).square().sum()), norm + float(y0.square().sum())
     return Quality(name, cosines / max(vectors, 1), (error / max(norm, 1e-300)) ** 0.5)

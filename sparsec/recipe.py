@@ -6,6 +6,7 @@ A recipe file is YAML (JSON is YAML); unknown keys are errors. An artifact's man
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -47,11 +48,11 @@ class Recipe(pydantic.BaseModel):
         import yaml
 
         try:
-            data = yaml.safe_load(path.read_text())
+            data = yaml.load(path.read_text(), _yaml_loader())  # a SafeLoader
         except OSError as error:
             raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {path} is not YAML: {error}") from error
+            raise RecipeError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
         if isinstance(data, dict) and "recipe" in data:
             data = data["recipe"]
         return Recipe.from_data(data, str(path))
@@ -70,6 +71,23 @@ class Recipe(pydantic.BaseModel):
 
         text: str = yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
         return text
+
+
+def _yaml_loader() -> Any:
+    """YAML's safe loader, but 2:4 stays text: YAML 1.1 reads it as a number in base 60."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    numbers = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    resolvers = yaml.SafeLoader.yaml_implicit_resolvers
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in entries if tag not in numbers]
+        for first, entries in resolvers.items()
+    }
+    Loader.add_implicit_resolver(numbers[0], re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+    return Loader
 
 
 def parse_passes(text: str) -> tuple[Pass, ...]:
@@ -102,7 +120,8 @@ def make_pass(name: str, options: dict[str, Any]) -> Pass:
     try:
         return pydantic.TypeAdapter(cls).validate_python(options)
     except pydantic.ValidationError as error:
-        raise RecipeError(f"pass {name}: {_explain(error)}") from None
+        known = ", ".join(field.name for field in dataclasses.fields(cls)) or "none"
+        raise RecipeError(f"pass {name}: {_explain(error)} (its options: {known})") from None
 
 
 def _explain(error: pydantic.ValidationError) -> str:

@@ -34,23 +34,39 @@ def writing(out: Path, force: bool) -> Iterator[Path]:
 
     Refuses an existing `out` unless `force`, and then replaces only a folder that sparsec wrote.
     """
+    from safetensors import SafetensorError
+
     check_writable(out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    folder.chmod(0o755)  # mkdtemp is private; an artifact is made to be shared
     try:
-        yield folder
-        old = folder.with_name(folder.name + ".old")
-        if out.exists():
-            out.rename(old)
-        folder.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error.strerror}; choose another -o") from error
+    try:
+        folder.chmod(0o755)  # mkdtemp is private; an artifact is made to be shared
+        yield folder
+        _put_in_place(folder, out)
+    except (OSError, SafetensorError) as error:  # safetensors' writer reports a full disk as its own type
+        reason = getattr(error, "strerror", None) or str(error)
         raise ArtifactError(
-            f"{out} could not be written: {error.strerror or error}; nothing was left behind"
+            f"{out} could not be written: {reason}; nothing was left behind. Free some space"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    """Rename, keeping what was there until the new one stands."""
+    old = folder.with_name(folder.name + ".old")
+    if out.exists():
+        out.rename(old)
+    try:
+        folder.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_writable(out: Path, force: bool) -> None:
@@ -75,11 +91,14 @@ def seal(folder: Path, kind: str, manifest: dict[str, Any]) -> dict[str, Any]:
     files = {
         str(path.relative_to(folder)): {"nbytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in GENERATED
+        if path.is_file() and path.name not in (*GENERATED, MANIFEST, MANIFEST_HASH)
     }
     head = {"format": kind, "version": VERSION, "sparsec": __version__, "torch": torch.__version__}
     manifest = {**head, **manifest, "files": files}
-    text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
+    try:
+        text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise ArtifactError(f"the manifest holds a number that JSON has no word for: {error}") from error
     (folder / MANIFEST).write_text(text)
     (folder / MANIFEST_HASH).write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
     return manifest
@@ -98,7 +117,10 @@ def read(folder: Path, kind: str) -> dict[str, Any]:
     if not isinstance(files, dict) or (GRAPH in files and WEIGHTS not in files):
         raise ArtifactError(f"{folder}/{MANIFEST}: the list of files is damaged")
     for name, entry in files.items():
-        _check_file(folder, name, entry)
+        try:
+            _check_file(folder, name, entry)
+        except (OSError, ValueError) as error:  # names no file system takes
+            raise ArtifactError(f"{folder}/{MANIFEST} lists {name!r}, which cannot be read: {error}") from error
     return manifest
 
 
@@ -114,7 +136,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except OSError as error:
         missing = Path(str(error.filename)).name
         raise ArtifactError(f"{folder} is not a sparsec folder: {missing}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder}: {MANIFEST} or {MANIFEST_HASH} is damaged: {error}") from error
     if not isinstance(manifest, dict):
         raise ArtifactError(f"{folder}: {MANIFEST} does not hold an object")
@@ -151,10 +173,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     unshared = {}
     for name, tensor in tensors.items():
         contiguous = tensor.detach().contiguous()
-        if contiguous.data_ptr() in seen:
-            contiguous = contiguous.clone()
-        seen.add(contiguous.data_ptr())
-        unshared[name] = contiguous
+        memory = contiguous.untyped_storage().data_ptr()
+        unshared[name] = contiguous.clone() if memory in seen else contiguous
+        seen.add(memory)
     save_file(unshared, path)
 
 
@@ -173,5 +194,5 @@ def load_json(path: Path) -> Any:
     """Read a JSON file. Raises ArtifactError when it is damaged."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}") from error

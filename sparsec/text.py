@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _MODULES = """
     argparse asyncio.tasks decimal difflib email.message functools heapq inspect json logging pathlib random re shutil
-    socketserver statistics subprocess tempfile textwrap threading typing unittest.case urllib.request
+    socketserver statistics subprocess tempfile textwrap threading unittest.case urllib.request
     """.split()
 
 

@@ -17,7 +17,7 @@ from operator import getitem
 from typing import TYPE_CHECKING, Any
 
 from sparsec import _fx, modes, operators
-from sparsec.errors import TraceError
+from sparsec.errors import TraceError, UsageError
 from sparsec.program import Program
 from sparsec.roles import find_sites
 
@@ -50,6 +50,7 @@ def trace(
 
     inputs = _named_inputs(model, example_inputs)
     dynamic = {name: {0: "batch"} for name, value in inputs.items() if value.dim()} if dynamic is None else dynamic
+    _check_dynamic(dynamic, limits or {}, inputs)
     inputs = {name: _widen(value, dynamic.get(name, {})) for name, value in inputs.items()}
     dims = _dims(dynamic, limits or {})
     sizes = {name: torch.export.Dim(name, min=low, max=high or _MAX_BATCH) for name, (low, high) in dims.items()}
@@ -114,6 +115,18 @@ def _named_inputs(model: nn.Module, example: Mapping[str, Tensor] | Sequence[Ten
     return dict(example)
 
 
+def _check_dynamic(dynamic: Dynamic, limits: Mapping[str, int], inputs: dict[str, Tensor]) -> None:
+    """A misspelt name would give a graph of fixed sizes, which nobody asked for."""
+    for name, sizes in dynamic.items():
+        if name not in inputs:
+            raise UsageError(f"dynamic names the input {name!r}; the inputs are {', '.join(inputs)}")
+        if bad := [axis for axis in sizes if not 0 <= axis < inputs[name].dim()]:
+            raise UsageError(f"dynamic: input {name!r} has {inputs[name].dim()} dimensions, found dimension {bad[0]}")
+    known = {size for sizes in dynamic.values() for size in sizes.values()}
+    if unknown := sorted(set(limits) - known):
+        raise UsageError(f"limits names {unknown[0]!r}, which is no dynamic size; there are {', '.join(sorted(known))}")
+
+
 def _widen(value: Tensor, sizes: Mapping[int, str]) -> Tensor:
     """Repeat dynamic dimensions of size 1: torch.export would take a 1 for a constant."""
     for axis in sizes:
@@ -165,7 +178,7 @@ def _explain(model: nn.Module, error: Exception) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return (
         f"{type(model).__name__} cannot be captured as one graph: {type(error).__name__}: {first[:500]}. "
-        "Leave a size that the model fixes out of `dynamic`; rewrite Python code that depends on data with torch.where"
+        "If a size is fixed by the model, leave it out of `dynamic`; if Python code depends on data, use torch.where"
     )
 
 
@@ -197,7 +210,10 @@ def _as_dict(outputs: Any) -> dict[str, Tensor]:
         named = dict(outputs)
     else:
         named = {f"output_{i}" if i else "output": value for i, value in enumerate(outputs)}
-    return {str(name): value for name, value in named.items() if isinstance(value, torch.Tensor)}
+    tensors = {str(name): value for name, value in named.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise TraceError("it returns no tensor")
+    return tensors
 
 
 def _normal_form(
@@ -246,6 +262,34 @@ def _copy_call(graph: Graph, node: Node, new: dict[Node, Any], source: GraphModu
     copied = graph.node_copy(node, lambda argument: new[argument])
     copied.meta = {_fx.TYPE: _fx.type_of(node.meta.get("val"), symbols), _fx.SCOPE: _scope(node)}
     new[node] = copied
+    if _writes(node):
+        copied.target = _functional_twin(node)
+        new[node.args[0]] = copied  # type: ignore[index]  # whoever reads the tensor later reads the result
+
+
+def _writes(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _functional_twin(node: Node) -> Any:
+    """`aten.relu` for `aten.relu_`, where nothing else sees the memory that is written; else TraceError (rule 4)."""
+    import torch
+
+    written, (operation, overload) = node.args[0], str(node.target).split(".")[1:]
+    alone = not _is_view(written) and not any(_is_view(user) for user in written.users)  # type: ignore[arg-type]
+    twin = getattr(getattr(torch.ops.aten, operation.removesuffix("_"), None), overload, None)
+    if alone and written.op != "get_attr" and twin is not None:
+        return twin
+    where = _scope(node) or "the model"
+    raise TraceError(
+        f"{where} writes into a tensor in place ({node.target}); build the result with torch.where or torch.cat"
+    )
+
+
+def _is_view(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.is_mutable and any(result.alias_info for result in schema.returns)
 
 
 def _inline(graph: Graph, node: Node, new: dict[Node, Any], source: GraphModule, symbols: dict[str, str]) -> Any:
@@ -271,9 +315,10 @@ def _inline(graph: Graph, node: Node, new: dict[Node, Any], source: GraphModule,
 
 
 def _dropped(node: Node) -> bool:
-    """Assertions: they check what the exporter assumed; shapes are checked by the operators themselves."""
+    """Assertions, which check what the exporter assumed, and batch norm's count of batches, which no output reads."""
     name = str(node.target)
-    return "_assert" in name or "sym_constrain_range" in name
+    counts_batches = name == "aten.add_.Tensor" and str(node.args[0]).endswith("num_batches_tracked")
+    return "_assert" in name or "sym_constrain_range" in name or counts_batches
 
 
 def _scope(node: Node) -> str:
