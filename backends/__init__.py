@@ -1,0 +1,9 @@
+"""The backends, one package each. To add one: its package here, its line in TABLE, its tests in tests/backends."""
+
+if __name__ != "sparsec.backends":
+    raise ImportError("backends/ is imported as sparsec.backends; install the project (make dev) and import that")
+
+TABLE = {
+    "kernel": "sparsec.backends.kernel.backend:KernelBackend",
+    "onnx": "sparsec.backends.onnx.backend:OnnxBackend",
+}

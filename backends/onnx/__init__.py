@@ -1,0 +1,1 @@
+"""The ONNX backend: one model.onnx that any runtime reads."""

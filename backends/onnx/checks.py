@@ -1,0 +1,154 @@
+"""Proofs about a model.onnx on disk. Nothing the exporter said is believed: everything is read again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsec import store
+from sparsec.backend import FP32_TOLERANCE, Check, CheckData, compare
+from sparsec.backends.onnx.backend import DATA, MODEL
+from sparsec.backends.onnx.session import OnnxModule, first_line
+from sparsec.errors import SparsecError
+from sparsec.layout import SparseLayout, decompress, validate
+from sparsec.pattern import Pattern
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PACKED = "sparsec.nm_linear.default"
+
+
+def verify(folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Check]:
+    """One check for each fact; a fact about many sites names the first that breaks it."""
+    path = folder / MODEL
+    try:
+        weights = Initializers(path)
+    except Exception as error:  # protobuf, onnx's checker and the file system share no base class
+        return [Check("onnx: well formed", False, first_line(error))]
+    sites = [site for site in manifest["sites"] if site["pattern"]]
+    checks = [
+        Check("onnx: well formed", True, f"{path.name} passes the full ONNX checker"),
+        _all("onnx: patterns", sites, lambda site: _pattern(site, weights), "satisfy their pattern bit for bit"),
+        _all("onnx: layers", sites, weights.misuse, "are multiplied as they stand, rows x cols"),
+    ]
+    if (folder / store.GRAPH).is_file():
+        packed = PackedTables(folder)
+        words = "equal the kernel backend's packed tables bit for bit"
+        checks.append(_all("onnx: packed tables", sites, lambda site: packed.difference(site, weights), words))
+    return [*checks, _outputs(path, check)]
+
+
+class Initializers:
+    """The weights of an ONNX file, read one at a time. Raises when the file is not well formed."""
+
+    def __init__(self, path: Path) -> None:
+        import onnx
+
+        onnx.checker.check_model(str(path), full_check=True)
+        graph = onnx.load(str(path), load_external_data=False).graph
+        self._folder = path.parent
+        self._by_name = {tensor.name: tensor for tensor in graph.initializer}
+        self._nodes = list(graph.node)
+
+    def read(self, site: dict[str, Any]) -> Tensor | str:
+        """The site's weight as (batch, rows, cols), or why there is none."""
+        import onnx
+        import torch
+
+        tensor = self._by_name.get(site["name"])
+        if tensor is None:
+            return "the file has no initializer of this name"
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            return f"expected float32, found {onnx.TensorProto.DataType.Name(tensor.data_type)}"
+        batch, *matrix = site["shape"]
+        if list(tensor.dims) not in ([batch, *matrix], matrix if batch == 1 else None):
+            return f"expected shape {site['shape']}, found {list(tensor.dims)}"
+        if any(entry.key == "location" and entry.value != DATA for entry in tensor.external_data):
+            return f"its values are expected in {DATA}, found another file"
+        array = onnx.numpy_helper.to_array(tensor, base_dir=str(self._folder))
+        return torch.from_numpy(array.copy()).view(site["shape"])  # the array is read-only memory of the file
+
+    def misuse(self, site: dict[str, Any]) -> str | None:
+        """Why the weight is not what the graph multiplies with, or None."""
+        users = [node for node in self._nodes if site["name"] in node.input]
+        if any(_multiplies(node, site["name"]) for node in users):
+            return None
+        return f"no Gemm with transB=1 reads it (its readers: {', '.join(node.op_type for node in users) or 'none'})"
+
+
+def _multiplies(node: Any, name: str) -> bool:
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    return bool(node.op_type == "Gemm" and node.input[1] == name and attributes.get("transB") == 1)
+
+
+class PackedTables:
+    """The kernel backend's tables in the same folder."""
+
+    def __init__(self, folder: Path) -> None:
+        graph = store.load_json(folder / store.GRAPH)
+        self._tensors = store.load_tensors(folder / store.WEIGHTS)
+        self._calls = {}
+        reads = {node["name"]: node["tensor"] for node in graph["nodes"] if "tensor" in node}
+        for node in graph["nodes"]:
+            if node.get("op") == _PACKED:
+                values = reads[node["args"][1]["node"]]
+                self._calls[values.removesuffix("_values")] = node["args"][-2:]
+
+    def difference(self, site: dict[str, Any], weights: Initializers) -> str | None:
+        """Where the ONNX weight differs from the packed one, or None."""
+        import torch
+
+        name, found = site["name"], weights.read(site)
+        if isinstance(found, str):
+            return found
+        if self._calls.get(name) != [site["pattern"], site["shape"][2]]:
+            return f"expected packed tables of {site['pattern']}, found {self._calls.get(name, 'none')}"
+        tables = {
+            table: self._tensors[f"{name}_{table}"]
+            for table in ("values", "positions", "columns")
+            if f"{name}_{table}" in self._tensors
+        }
+        try:
+            layout = SparseLayout(Pattern.parse(site["pattern"]), tuple(site["shape"]), **tables)
+            validate(layout, name)
+        except (SparsecError, TypeError) as error:  # TypeError: a table is missing
+            return str(error)
+        packed = decompress(layout)
+        if packed.shape == found.shape and torch.equal(packed.view(torch.int32), found.view(torch.int32)):
+            return None
+        return "the ONNX weight and the packed weight differ"
+
+
+def _pattern(site: dict[str, Any], weights: Initializers) -> str | None:
+    import torch
+
+    found = weights.read(site)
+    if isinstance(found, str):
+        return found
+    violations = Pattern.parse(site["pattern"]).violations(found)
+    if violations.count:
+        return f"breaks {site['pattern']}, first at {violations.first[0]} ({violations.count} in all)"
+    negative = ((found == 0) & torch.signbit(found)).nonzero()
+    if len(negative):
+        _, row, column = negative[0].tolist()
+        return f"{len(negative)} zeros are -0.0, expected +0.0 only; first: row {row}, column {column}"
+    return None
+
+
+def _all(name: str, sites: list[dict[str, Any]], fault: Callable[[dict[str, Any]], str | None], words: str) -> Check:
+    """One check over all sites: the first fault, by site, or that there is none."""
+    faults = [(site["name"], text) for site in sites if (text := fault(site)) is not None]
+    if not faults:
+        return Check(name, True, f"{len(sites)} weights {words}")
+    more = f" (and {len(faults) - 1} more weights)" if len(faults) > 1 else ""
+    return Check(name, False, f"{faults[0][0]}: {faults[0][1]}{more}")
+
+
+def _outputs(path: Path, check: CheckData) -> Check:
+    name = "onnx: outputs in onnxruntime"
+    try:
+        return compare(name, OnnxModule(path)(**check.inputs), check.outputs, FP32_TOLERANCE)
+    except SparsecError as error:
+        return Check(name, False, str(error))

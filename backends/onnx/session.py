@@ -1,0 +1,49 @@
+"""model.onnx as a callable, through onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsec.errors import ArtifactError, UsageError
+from sparsec.program import bind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FATAL = 4  # onnxruntime's severity: it also prints the errors it raises, and warns about harmless things
+
+
+class OnnxModule:
+    """Inputs by position or by name -> dict of outputs by name, all tensors on the CPU, on torch's thread count."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+        import torch
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _FATAL
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise ArtifactError(f"{path.name}: onnxruntime cannot load it: {first_line(error)}") from error
+        self.inputs = [value.name for value in self._session.get_inputs()]
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
+        import torch
+
+        given = bind(self.inputs, args, kwargs)
+        arrays = {name: value.detach().cpu().numpy() for name, value in zip(self.inputs, given, strict=True)}
+        try:
+            found = self._session.run(None, arrays)
+        except Exception as error:  # as above
+            raise UsageError(f"onnxruntime refused these inputs: {first_line(error)}") from error
+        return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

