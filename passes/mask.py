@@ -48,7 +48,7 @@ class Mask(Pass):
         for done, site in enumerate(sites):
             ctx.progress("mask", done, len(sites))
             if site.pattern is None or site.mask:
-                notes.append(Note(site.name, site.excluded or "masked already"))  # rule 3
+                notes.append(Note(site.name, _why(site)))  # rule 3
                 continue
             changed.append(self._mask(program, site))
         return PassResult(program.with_sites(changed), tuple(notes), {"masked": len(changed)})
@@ -67,3 +67,7 @@ class Mask(Pass):
         total = float(score.sum(dtype=torch.float64))
         retained = float(score[mask].sum(dtype=torch.float64)) / total if total else 1.0  # rule 4
         return site.replace(mask=name, selection=selection, retained=retained)
+
+
+def _why(site: Site) -> str:
+    return site.excluded or ("masked already" if site.mask else "no pattern")

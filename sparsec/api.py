@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from sparsec import quality, registry, store, timing
 from sparsec.artifact import Artifact, verify_folder
 from sparsec.backend import CHECK_FILE, FORMAT, Backend, CheckData
+from sparsec.description import card, describe
 from sparsec.errors import UsageError, VerificationError
-from sparsec.layout import table_bytes
+from sparsec.normal_form import Dynamic
 from sparsec.pipeline import Context, PassManager, Progress, no_progress
 from sparsec.program import Program
 from sparsec.recipe import DEFAULT_PASSES, Recipe
-from sparsec.tracing import Dynamic, trace
+from sparsec.tracing import trace
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -118,7 +119,7 @@ def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Art
         raise VerificationError(
             f"the model {measured.words}; --min-quality {options.min_quality} was asked for; nothing written"
         )
-    manifest = _describe(program, recipe, measured, loaded.samples_are)
+    manifest = describe(program, recipe, measured, loaded.samples_are)
     manifest["passes"] = [{"pass": r.text, "seconds": round(r.seconds, 3), **r.data} for r in reports]
     dense_bytes = sum(p.nbytes for p in dense.module.parameters())
     with store.writing(out, options.force) as folder:
@@ -145,7 +146,7 @@ def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Art
             manifest["speed"] = _speed(folder, manifest, program)
         manifest = store.seal(folder, FORMAT, manifest)
         store.read(folder, FORMAT)
-        (folder / "README.md").write_text(_card(manifest))
+        (folder / "README.md").write_text(card(manifest))
     options.progress("done", _STAGES, _STAGES)
     return Artifact.open(out)
 
@@ -175,61 +176,6 @@ def _run(program: Program, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
     with torch.no_grad():
         return program(**inputs)
-
-
-def _describe(program: Program, recipe: Recipe, measured: quality.Quality, samples_are: str) -> dict[str, Any]:
-    """The manifest's part that is known before anything is written."""
-    graph = program.module.graph
-    types = {node.target: node.meta["type"] for node in graph.nodes if node.op == "placeholder"}
-    return {
-        "source": program.origin,
-        "recipe": recipe.model_dump(mode="json"),
-        "inputs": [{"name": name, "type": types[name]} for name in program.inputs],
-        "outputs": list(next(iter(reversed(graph.nodes))).args[0]),
-        "dims": program.dims,
-        "rows_per_item": _rows_per_item(program),
-        "quality": {
-            "cosine": measured.cosine,
-            "relative_error": measured.relative_error,
-            "output": measured.output,
-            "samples": samples_are,
-            "words": measured.words,
-        },
-        "sites": [_describe_site(site) for site in program.sites],
-        "exclusions": [{"name": e.name, "role": e.role, "reason": e.reason} for e in program.sites.exclusions],
-        "tolerance": 1e-5,
-    }
-
-
-def _describe_site(site: Any) -> dict[str, Any]:
-    sparse = site.pattern is not None
-    return {
-        "name": site.name,
-        "role": site.role,
-        "shape": list(site.shape),
-        "pattern": str(site.pattern) if sparse else None,
-        "words": site.pattern.words if sparse else None,
-        "excluded": site.excluded,
-        "retained": site.retained,
-        "nbytes_dense": 4 * site.shape[0] * site.shape[1] * site.shape[2],
-        "nbytes_sparse": table_bytes(site.pattern, site.shape) if sparse else None,
-        "verdicts": {},
-    }
-
-
-def _rows_per_item(program: Program) -> int:
-    """Rows a linear layer sees for one batch item, where the length is not dynamic: 197 for a ViT, 1 for an MLP."""
-    nodes = {node.name: node for node in program.module.graph.nodes}
-    rows = 1
-    for site in program.sites:
-        kind = nodes[site.users[0]].meta["type"]
-        sizes = kind[kind.index("[") + 1 : -1].split(", ")[1:-1]
-        if sizes and all(size.isdigit() for size in sizes):
-            product = 1
-            for size in sizes:
-                product *= int(size)
-            rows = max(rows, product)
-    return rows
 
 
 def _speed(folder: Path, manifest: dict[str, Any], program: Program) -> list[dict[str, Any]]:
@@ -271,33 +217,3 @@ def bench(artifact: Artifact, against: Sequence[str] = ("dense",), budget_second
         runs["onnxruntime"] = artifact.load("onnx")
     check = CheckData.from_tensors(store.load_tensors(artifact.root / CHECK_FILE))
     return measure_speed(runs, artifact.manifest, check.inputs, budget_seconds)
-
-
-def _card(manifest: dict[str, Any]) -> str:
-    """A model card for people and hubs."""
-    sparse = [site for site in manifest["sites"] if site["pattern"]]
-    patterns = sorted({f"{site['pattern']} ({site['words']})" for site in sparse})
-    model = manifest["source"].get("model", "a model")
-    return "\n".join(
-        [
-            "---",
-            f"base_model: {model}",
-            "tags: [sparse, sparsec]",
-            "---",
-            f"# {model}, made sparse by sparsec {manifest['sparsec']}",
-            "",
-            f"- Patterns: {', '.join(patterns)}",
-            f"- Sparse weights: {len(sparse)} of {len(manifest['sites'])} sites",
-            f"- Quality: {manifest['quality']['words']}, on {manifest['quality']['samples']}",
-            f"- Backends: {', '.join(manifest['backends'])}",
-            "",
-            "```python",
-            "import sparsec",
-            'module = sparsec.load("THIS FOLDER")  # needs neither transformers nor the model source',
-            "```",
-            "",
-            "Prove it: `sparsec verify THIS_FOLDER`.",
-            "Make it again: `sparsec compile --recipe THIS_FOLDER/manifest.json`.",
-            "",
-        ]
-    )

@@ -11,7 +11,8 @@ from sparsec import store
 from sparsec.artifact import Artifact
 from sparsec.backend import Check
 from sparsec.errors import ArtifactError, UsageError
-from sparsec.pattern import NM, VNM, Pattern, Violations
+from sparsec.grouping import Violations
+from sparsec.pattern import NM, VNM, Pattern
 from sparsec.program import FORMAT as PROGRAM_FORMAT
 from sparsec.program import Program
 

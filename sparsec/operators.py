@@ -54,6 +54,7 @@ ATEN = frozenset(
     to.device to.dtype to.dtype_layout to.other topk.default transpose.int tril.default triu.default
     true_divide.Tensor type_as.default unbind.int unflatten.int unfold.default unsqueeze.default
     upsample_bicubic2d.vec upsample_bilinear2d.vec upsample_nearest2d.vec var.correction var.dim var_mean.correction
+    var_mean.dim linalg_vector_norm.default
     view.default view_as.default where.Scalar where.ScalarOther where.ScalarSelf where.self zeros.default
     zeros_like.default
     """.split()

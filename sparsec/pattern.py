@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, ClassVar
 from sparsec import columns as column_choice
 from sparsec.columns import COLUMNS_PER_BLOCK, EXACT_MAX_M, SOLVERS, Solver
 from sparsec.errors import PatternError
+from sparsec.grouping import Violations, largest, offenders, pad_columns
 from sparsec.selection import Selection
 
 if TYPE_CHECKING:
@@ -35,14 +36,6 @@ MAX_M = 256  # an offset in the group is one byte on disk
 _CHUNK_ELEMENTS = 1 << 20  # a projection works on about this many scores at once: they stay in cache
 _NUMBER = "([0-9]{1,9})"
 _GRAMMAR = "N:M such as 2:4, V:N:M such as 64:2:5, unstructured:0.7, or dense (N is the number kept)"
-
-
-@dataclass(frozen=True)
-class Violations:
-    """Where a weight breaks a pattern: how many places, and the first few in words."""
-
-    count: int
-    first: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -220,7 +213,7 @@ class NM(Pattern):
 
     def violations(self, weight: Tensor) -> Violations:
         counts = pad_columns((weight != 0).flatten(0, 1), self.m, fill=False).sum(2)
-        return _offenders(counts.view(*weight.shape[:2], -1), self.n, "row", 1)
+        return offenders(counts.view(*weight.shape[:2], -1), self.n, "row", 1)
 
 
 @dataclass(frozen=True)
@@ -315,46 +308,8 @@ class VNM(Pattern):
         batch, rows, _ = weight.shape
         nonzero = pad_columns((weight != 0).flatten(0, 1), self.m, fill=False)
         nonzero = nonzero.view(batch, rows, -1, self.m)
-        by_row = _offenders(nonzero.sum(3), self.n, "row", 1)
+        by_row = offenders(nonzero.sum(3), self.n, "row", 1)
         missing = self.strips(rows) * self.v - rows
         strips = torch.nn.functional.pad(nonzero, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, self.v)).any(2)
-        by_strip = _offenders(strips.sum(3), COLUMNS_PER_BLOCK, "rows from", self.v)
+        by_strip = offenders(strips.sum(3), COLUMNS_PER_BLOCK, "rows from", self.v)
         return Violations(by_row.count + by_strip.count, (by_row.first + by_strip.first)[:3])
-
-
-def pad_columns(rows: Tensor, m: int, fill: float = -1) -> Tensor:
-    """(rows, cols) cut in groups: (rows, groups, m), the tail filled up with `fill`."""
-    import torch
-
-    groups = math.ceil(rows.shape[1] / m)
-    return torch.nn.functional.pad(rows, (0, groups * m - rows.shape[1]), value=fill).view(len(rows), groups, m)
-
-
-def largest(groups: Tensor, n: int) -> Tensor:
-    """Offsets of the `n` largest entries of each group, ascending: (rows, groups, n) uint8. Lowest index wins ties."""
-    import torch
-
-    m = groups.shape[2]
-    if m > 16:
-        order = groups.argsort(dim=2, descending=True, stable=True)
-        return order[..., :n].sort(dim=2).values.to(torch.uint8)
-    # Counting who beats whom is several times faster than sorting many short groups.
-    entries = groups.unbind(2)
-    beaten = torch.zeros(groups.shape, dtype=torch.uint8, device=groups.device)
-    for i in range(m):
-        for j in range(i + 1, m):
-            later_wins = entries[j] > entries[i]
-            beaten[..., i] += later_wins
-            beaten[..., j] += ~later_wins
-    return (beaten < n).nonzero()[:, 2].view(*groups.shape[:2], n).to(torch.uint8)
-
-
-def _offenders(counts: Tensor, limit: int, rows: str, rows_per_count: int) -> Violations:
-    """Violations where `counts`, (batch, rows or strips, groups), exceeds `limit`."""
-    bad = (counts > limit).nonzero()
-    first = tuple(
-        f"{rows} {r * rows_per_count}{f' of matrix {b}' if counts.shape[0] > 1 else ''}, group {g}: "
-        f"{int(counts[b, r, g])} nonzero columns, at most {limit} allowed"
-        for b, r, g in bad[:3].tolist()
-    )
-    return Violations(len(bad), first)

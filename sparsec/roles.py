@@ -70,7 +70,8 @@ def _exclusion(name: str, dims: int, readers: list[Node]) -> Exclusion:
     if "embedding" in operations:
         return Exclusion(name, "embedding", "an embedding table: it is looked up, not multiplied")
     if dims < 2:
-        role = "norm" if any("norm" in operation for operation in operations) else "bias"
+        scales = any("norm" in operation or operation == "mul" for operation in operations)
+        role = "norm" if scales else "bias"
         return Exclusion(name, role, f"a vector ({role}): nothing to make sparse")
     used = ", ".join(operations) or "nothing"
     return Exclusion(name, "other", f"used by {used}: only weights of aten.linear are made sparse")

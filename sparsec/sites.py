@@ -126,7 +126,8 @@ class SiteTable:
             return f"{selector!r} (for {text}) matches none of the {len(self)} sites; their names look like {some}"
         excluded = [site for site in self.sites if not site.eligible]
         if not excluded:
-            return f"the model has no linear weight that {text} could be applied to"
+            others = [f"{entry.name}: {entry.reason}" for entry in self.exclusions if entry.role == "other"]
+            return f"the model has no linear weight that {text} could be applied to{'; ' + others[0] if others else ''}"
         reasons = ", ".join(sorted({f"{site.name}: {site.excluded}" for site in excluded})[:3])
         return f"no site is left for {text}: all {len(excluded)} are excluded ({reasons}); name one with --layer"
 

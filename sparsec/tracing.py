@@ -3,8 +3,7 @@
 1. The graph is exported in train mode, so that training and deployment share it; layerdrop and stochastic depth are
    set to 0 first and listed in the origin. The program is handed out in eval mode.
 2. Parameters keep the model's names and stay the same Parameter objects: training the graph trains the model.
-3. Guards, assertions and what nothing uses are dropped; grad-mode and autocast regions are inlined.
-4. What remains is operators of the allow-list and sizes as nodes; anything else is refused by name.
+3. The graph is brought into normal form (`normal_form`); an operator that is not on the allow-list is refused by name.
 """
 
 from __future__ import annotations
@@ -13,24 +12,20 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from operator import getitem
 from typing import TYPE_CHECKING, Any
 
-from sparsec import _fx, modes, operators
+from sparsec import modes, operators
 from sparsec.errors import TraceError, UsageError
+from sparsec.normal_form import Dynamic, normal_form, output_names
 from sparsec.program import Program
 from sparsec.roles import find_sites
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from torch.fx import Graph, GraphModule, Node
 
-Dynamic = Mapping[str, Mapping[int, str]]
-"""Input name -> {dimension: name of the dynamic size}; inputs without entry have fixed sizes."""
 _RANDOM_ATTRIBUTES = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop", "drop_path_rate", "router_jitter_noise")
-_INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
-_MAX_BATCH = 1 << 20
+MAX_SIZE = 1 << 20  # of a dynamic size without a limit: torch.export wants one
 
 
 def trace(
@@ -53,7 +48,7 @@ def trace(
     _check_dynamic(dynamic, limits or {}, inputs)
     inputs = {name: _widen(value, dynamic.get(name, {})) for name, value in inputs.items()}
     dims = _dims(dynamic, limits or {})
-    sizes = {name: torch.export.Dim(name, min=low, max=high or _MAX_BATCH) for name, (low, high) in dims.items()}
+    sizes = {name: torch.export.Dim(name, min=low, max=high or MAX_SIZE) for name, (low, high) in dims.items()}
     shapes = {name: {axis: sizes[size] for axis, size in dynamic.get(name, {}).items()} for name in inputs}
     with _training(model) as silenced, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
@@ -73,18 +68,8 @@ def from_exported(
     origin: dict[str, Any],
     aliases: dict[str, tuple[str, ...]],
 ) -> Program:
-    """The Program of an exported graph whose inputs are named tensors and whose outputs are a dict of tensors."""
-    import torch
-
-    source = exported.module()
-    canonical = {alias: name for name, others in aliases.items() for alias in others}
-    graph, tensors = _normal_form(source, list(inputs), dynamic, canonical, exported)
-    root = torch.nn.Module()
-    for name, tensor in tensors.items():
-        _fx.set_tensor(root, name, tensor)
-    module = torch.fx.GraphModule(root, graph, "SparsecGraph")
-    _fx.prune_unused(module)
-    _fx.read_late(module)
+    """The Program of an exported graph whose inputs are these named tensors; see `normal_form` for its outputs."""
+    module = normal_form(exported, list(inputs), dynamic, aliases)
     modes.refuse_random(module)
     for node in module.graph.nodes:
         if node.op == "call_function":
@@ -209,132 +194,8 @@ def _as_dict(outputs: Any) -> dict[str, Tensor]:
     if isinstance(outputs, Mapping):
         named = dict(outputs)
     else:
-        named = {f"output_{i}" if i else "output": value for i, value in enumerate(outputs)}
+        named = dict(zip(output_names(len(outputs)), outputs, strict=True))
     tensors = {str(name): value for name, value in named.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise TraceError("it returns no tensor")
     return tensors
-
-
-def _normal_form(
-    source: GraphModule,
-    names: list[str],
-    dynamic: Dynamic,
-    canonical: dict[str, str],
-    exported: torch.export.ExportedProgram,
-) -> tuple[Graph, dict[str, Tensor]]:
-    """The graph of rule 3 and 4, inputs first, and the tensors it reads by name."""
-    import torch
-
-    graph, tensors = torch.fx.Graph(), {}
-    new: dict[Node, Any] = {}
-    placeholders = [node for node in source.graph.nodes if node.op == "placeholder"]
-    symbols = _symbols(placeholders, names, dynamic)
-    for node, name in zip(placeholders, names, strict=True):
-        new[node] = graph.placeholder(name)
-        new[node].meta[_fx.TYPE] = _fx.type_of(node.meta["val"], symbols)
-    keys = exported.call_spec.out_spec.context
-    for node in source.graph.nodes:
-        if node.op == "output":
-            values = node.args[0] if isinstance(node.args[0], (list, tuple)) else (node.args[0],)
-            result = graph.output({key: new[value] for key, value in zip(keys, values, strict=True)})
-            result.meta[_fx.TYPE] = ""
-        elif node.op == "get_attr":
-            target = canonical.get(node.target, node.target)
-            value = _fx.get_tensor(source, target)
-            if isinstance(value, torch.Tensor):
-                tensors[target] = value
-                new[node] = graph.create_node("get_attr", target, name=target.replace(".", "_"))
-                new[node].meta[_fx.TYPE] = _fx.type_of(value)
-        elif node.op == "call_function" and not _dropped(node):
-            _copy_call(graph, node, new, source, symbols)
-    return graph, tensors
-
-
-def _copy_call(graph: Graph, node: Node, new: dict[Node, Any], source: GraphModule, symbols: dict[str, str]) -> None:
-    kind = getattr(node.target, "_name", "")
-    if kind in _INLINED:
-        new[node] = _inline(graph, node, new, source, symbols)
-        return
-    if node.target is getitem and isinstance(new[node.args[0]], list):  # type: ignore[index]
-        new[node] = new[node.args[0]][node.args[1]]  # type: ignore[index]
-        return
-    copied = graph.node_copy(node, lambda argument: new[argument])
-    copied.meta = {_fx.TYPE: _fx.type_of(node.meta.get("val"), symbols), _fx.SCOPE: _scope(node)}
-    new[node] = copied
-    if _writes(node):
-        copied.target = _functional_twin(node)
-        new[node.args[0]] = copied  # type: ignore[index]  # whoever reads the tensor later reads the result
-
-
-def _writes(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
-def _functional_twin(node: Node) -> Any:
-    """`aten.relu` for `aten.relu_`, where nothing else sees the memory that is written; else TraceError (rule 4)."""
-    import torch
-
-    written, (operation, overload) = node.args[0], str(node.target).split(".")[1:]
-    alone = not _is_view(written) and not any(_is_view(user) for user in written.users)  # type: ignore[arg-type]
-    twin = getattr(getattr(torch.ops.aten, operation.removesuffix("_"), None), overload, None)
-    if alone and written.op != "get_attr" and twin is not None:
-        return twin
-    where = _scope(node) or "the model"
-    raise TraceError(
-        f"{where} writes into a tensor in place ({node.target}); build the result with torch.where or torch.cat"
-    )
-
-
-def _is_view(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and not schema.is_mutable and any(result.alias_info for result in schema.returns)
-
-
-def _inline(graph: Graph, node: Node, new: dict[Node, Any], source: GraphModule, symbols: dict[str, str]) -> Any:
-    """Copy a grad-mode or autocast region's body in its place; returns its outputs (rule 3)."""
-    position = next(i for i, arg in enumerate(node.args) if getattr(arg, "op", "") == "get_attr")
-    if node.target._name == "wrap_with_autocast" and node.args[2]:
-        raise TraceError(
-            f"{_scope(node) or 'the model'} runs under enabled autocast; trace it in the dtype it should have"
-        )
-    body = source.get_submodule(str(node.args[position].target))
-    operands = iter(node.args[position + 1 :])
-    inner: dict[Node, Any] = {}
-    for child in body.graph.nodes:
-        if child.op == "placeholder":
-            operand = next(operands)
-            inner[child] = new.get(operand, operand)  # type: ignore[arg-type]
-        elif child.op == "output":
-            outputs = child.args[0]
-            return [inner[value] for value in outputs] if isinstance(outputs, (list, tuple)) else inner[outputs]
-        elif not _dropped(child):
-            _copy_call(graph, child, inner, body, symbols)  # type: ignore[arg-type]
-    raise TraceError(f"node {node.name}: its region has no output")
-
-
-def _dropped(node: Node) -> bool:
-    """Assertions, which check what the exporter assumed, and batch norm's count of batches, which no output reads."""
-    name = str(node.target)
-    counts_batches = name == "aten.add_.Tensor" and str(node.args[0]).endswith("num_batches_tracked")
-    return "_assert" in name or "sym_constrain_range" in name or counts_batches
-
-
-def _scope(node: Node) -> str:
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    scope = stack[-1][0] if stack else ""
-    return "" if scope.startswith("_empty") else scope
-
-
-def _symbols(placeholders: list[Node], names: list[str], dynamic: Dynamic) -> dict[str, str]:
-    """torch.export's size symbols, such as s72, by our names."""
-    import torch
-
-    symbols = {}
-    for node, name in zip(placeholders, names, strict=True):
-        for axis, size in dynamic.get(name, {}).items():
-            found = node.meta["val"].shape[axis]
-            if isinstance(found, torch.SymInt):
-                symbols[str(found.node.expr)] = size
-    return symbols

@@ -6,7 +6,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-# Examples run tensor code, whose first call is slow: neither a deadline nor the health check says anything about sparsec.
+# Examples run tensor code, whose first call is slow: a deadline would say nothing about sparsec.
 _SLOW_STARTS = [HealthCheck.too_slow]
 settings.register_profile("dev", max_examples=60, deadline=None, suppress_health_check=_SLOW_STARTS)
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)

@@ -35,7 +35,7 @@ def linear() -> Data:
     }
 
 
-# Round trip ------------------------------------------------------------------------------------------------------------
+# Round trip -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("net", [Residual, Classifier, Encoder, Gated])
@@ -71,7 +71,13 @@ def test_every_kind_of_argument_survives() -> None:
     text = json.dumps(graph.to_json(module), allow_nan=False)
     again = graph.from_json(json.loads(text), {})
 
-    for kind in ('{"float": "-inf"}', '{"float": "nan"}', '"dtype": "float64"', '"dtype": "float16"', '"memory_format"'):
+    for kind in (
+        '{"float": "-inf"}',
+        '{"float": "nan"}',
+        '"dtype": "float64"',
+        '"dtype": "float16"',
+        '"memory_format"',
+    ):
         assert kind in text, kind
     assert graph.dump(module) == graph.dump(again)
     for name, value in module(x).items():
@@ -107,7 +113,9 @@ def test_an_object_that_is_no_data_cannot_be_written() -> None:
 
 def test_an_operator_off_the_list_cannot_be_written() -> None:
     program = trace(made(Residual), (random(2, 5),)).clone()
-    next(node for node in program.module.graph.nodes if "gelu" in str(node.target)).target = torch.ops.aten.relu_.default
+    next(
+        node for node in program.module.graph.nodes if "gelu" in str(node.target)
+    ).target = torch.ops.aten.relu_.default
 
     with pytest.raises(GraphError, match=r"aten\.relu_\.default is not on"):
         graph.to_json(program.module)
@@ -128,7 +136,7 @@ def test_outputs_that_read_a_parameter_itself_survive() -> None:
     assert graph.dump(module) == graph.dump(again)
 
 
-# Hostile ---------------------------------------------------------------------------------------------------------------
+# Hostile --------------------------------------------------------------------------------------------------------------
 
 
 def put(*path: str | int, value: Any) -> Callable[[Data], None]:
@@ -174,15 +182,15 @@ EVIL = "x = __import__('os').system('true')"
 HOSTILE: dict[str, Callable[[Data], None]] = {
     **{f"operator {op!r}": put("nodes", 1, "op", value=op) for op in [
         "aten.from_file.default", "aten.from_file", "aten.linear", "aten.relu_.default", "aten.empty.memory_format",
-        "profiler._record_function_enter.default", "prims.add.default", "sparsec.evil.default", "aten.__class__.default",
-        "aten.linear.__init__", "aten.linear.default.__call__", "py.eval", "py.__import__", "py.attrgetter", "os.system",
-        "builtins.eval", "", ".", "aten", EVIL, None, 3, [], {},
+        "profiler._record_function_enter.default", "prims.add.default", "sparsec.evil.default", "py.eval", "os.system",
+        "aten.__class__.default", "aten.linear.__init__", "aten.linear.default.__call__", "py.__import__", "aten", "",
+        "py.attrgetter", "builtins.eval", EVIL, None, 3, [], {}, ".",
     ]},
     **{f"argument {value!r:.40}": put("nodes", 1, "args", 1, value=value) for value in [
-        {"node": "z"}, {"node": "y"}, {"node": None}, {"node": []}, {"device": "cuda"}, {"device": "cpu"}, {"device": None},
-        {"dtype": "os"}, {"dtype": "__builtins__"}, {"dtype": "strided"}, {"dtype": "load"}, {"layout": "float32"}, {"dtype": 3},
-        {"memory_format": EVIL}, {"float": EVIL}, {"float": None}, {"slice": [1, 2, 3, 4]}, {"slice": 3}, {"code": EVIL},
-        {"tuple": 3}, {}, {"node": "x", "tuple": []},
+        {"node": "z"}, {"node": "y"}, {"node": None}, {"node": []}, {"node": "x", "tuple": []}, {"tuple": 3}, {},
+        {"device": "cuda"}, {"device": "cpu"}, {"device": None}, {"layout": "float32"}, {"memory_format": EVIL},
+        {"dtype": "os"}, {"dtype": "__builtins__"}, {"dtype": "strided"}, {"dtype": "load"}, {"dtype": 3},
+        {"float": EVIL}, {"float": None}, {"slice": [1, 2, 3, 4]}, {"slice": 3}, {"code": EVIL},
     ]},
     **{f"node name {name!r:.30}": rename_node(name) for name in [
         "a b", "a\nb", "a;b", "a'b", 'a"b', "a.b", "1a", "", "é", "import os", EVIL, "lambda", "class", "None", "torch",
@@ -191,10 +199,13 @@ HOSTILE: dict[str, Callable[[Data], None]] = {
     **{f"input name {name!r:.30}": rename_input(name) for name in [
         "a b", "a\nb", "x, y=print(1)", "*args", "x: print(1)", "lambda", "self", "torch", EVIL, None, 3,
     ]},
-    **{f"input {name!r:.30}": put("inputs", 0, "input", value=name) for name in ["y", "x y", "*x", "self", EVIL, None, 3]},
+    **{f"input {name!r:.30}": put("inputs", 0, "input", value=name) for name in [
+        "y", "x y", "*x", "self", EVIL, None, 3,
+    ]},
     **{f"tensor name {name!r:.30}": rename_tensor(name) for name in [
-        "../w", "w/..", "..", "w..w", ".w", "w.", "w'", 'w"', "w\n", "w w", "", "/etc/passwd", "other", "__class__", "forward",
-        "__init__.__globals__", "graph", "meta", "_graph", "recompile", "print_readable", "code", "training", "_parameters.w",
+        "../w", "w/..", "..", "w..w", ".w", "w.", "w'", 'w"', "w\n", "w w", "", "/etc/passwd", "other", "__class__",
+        "__init__.__globals__", "graph", "meta", "_graph", "recompile", "print_readable", "code", "training", "forward",
+        "_parameters.w",
     ]},
     "output of no node": put("outputs", "output", value="z"),
     "tensor that is not listed": put("nodes", 0, "tensor", value="v"),
@@ -281,10 +292,13 @@ def test_an_output_key_that_is_traced_can_be_loaded_or_is_refused(key: Any, tmp_
         def forward(self, x: Tensor) -> dict[Any, Tensor]:
             return {key: self.up(x)}
 
+    refused = ""
     try:
         program = trace(Keyed(), (random(2, 5),))
     except SparsecError as error:
-        assert str(key) in str(error)
+        refused = str(error)
+    if refused:
+        assert str(key) in refused
         return
     assert list(program(random(2, 5))) == list(Program.load(program.save(tmp_path / "saved"))(random(2, 5)))
 

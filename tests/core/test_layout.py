@@ -27,7 +27,7 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(torch.uint8)
 
 
-# The law ---------------------------------------------------------------------------------------------------------------
+# The law --------------------------------------------------------------------------------------------------------------
 
 
 @given(pattern=sparse_patterns(), data=st.data())
@@ -89,7 +89,7 @@ def test_dense_is_not_stored_sparse() -> None:
         table_bytes(Dense(), (1, 2, 4))
 
 
-# Tables ----------------------------------------------------------------------------------------------------------------
+# Tables ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_unpacking_inverts_packing(width: int, data: st.DataObject) -> None:
     assert torch.equal(fields, unpack_bits(packed, width, count))
 
 
-# Damage ----------------------------------------------------------------------------------------------------------------
+# Damage ---------------------------------------------------------------------------------------------------------------
 
 Damage = Callable[[SparseLayout], SparseLayout]
 
@@ -164,9 +164,9 @@ def at(index: tuple[int, ...], value: float) -> Callable[[Tensor], Tensor]:
 
 
 DAMAGE: dict[str, tuple[str, Damage, str]] = {
-    "positions of another type": ("2:4", with_table("positions", lambda t: t.to(torch.int8)), "positions must be uint8"),
-    "positions of another shape": ("2:4", with_table("positions", lambda t: t[..., :0]), "positions .* must have shape"),
-    "positions of another rank": ("2:4", with_table("positions", lambda t: t.flatten()), "positions .* must have shape"),
+    "positions of another type": ("2:4", with_table("positions", lambda t: t.to(torch.int8)), "must be uint8"),
+    "positions of another shape": ("2:4", with_table("positions", lambda t: t[..., :0]), "positions .* shape"),
+    "positions of another rank": ("2:4", with_table("positions", lambda t: t.flatten()), "positions .* shape"),
     "positions equal": ("2:4", with_table("positions", at((0, 0, 0), 0b0101)), "positions must be ascending"),
     "positions descending": ("2:4", with_table("positions", at((0, 0, 0), 0b0011)), "positions must be ascending"),
     "position beyond M": ("1:5", with_table("positions", at((0, 0, 0), 0b101)), "below 5"),
@@ -177,7 +177,7 @@ DAMAGE: dict[str, tuple[str, Damage, str]] = {
     "value Inf": ("3:2:5", with_table("values", at((0, 0, 0, 0), float("inf"))), "values must be finite"),
     "columns missing": ("3:2:5", lambda layout: dataclasses.replace(layout, columns=None), "columns .* found nothing"),
     "columns of another type": ("3:2:5", with_table("columns", lambda t: t.int()), "columns must be uint8"),
-    "columns of another shape": ("3:2:5", with_table("columns", lambda t: t[:, :, :, :3]), "columns .* must have shape"),
+    "columns of another shape": ("3:2:5", with_table("columns", lambda t: t[:, :, :, :3]), "columns .* shape"),
     "column beyond M": ("3:2:5", with_table("columns", at((0, 0, 0, 3), 5)), "out of range"),
     "column beyond the weight": ("3:2:5", with_table("columns", at((0, 0, 1, 3), 3)), "out of range"),
     "columns equal": ("3:2:5", with_table("columns", at((0, 0, 0), 1)), "must be ascending"),
@@ -210,7 +210,9 @@ def test_a_padding_slot_may_hold_no_value(text: str, cols: int) -> None:
 @given(data=st.data())
 def test_no_damaged_byte_reaches_outside_the_weight(data: st.DataObject) -> None:
     """Whatever the bytes are: refused, or every column it names lies in the weight."""
-    layout = compressed(data.draw(st.sampled_from(["2:4", "1:5", "2:2:5", "2:2:7"])), (1, 3, data.draw(st.integers(1, 12))))
+    layout = compressed(
+        data.draw(st.sampled_from(["2:4", "1:5", "2:2:5", "2:2:7"])), (1, 3, data.draw(st.integers(1, 12)))
+    )
     name = data.draw(st.sampled_from(sorted(layout.tensors().keys() - {"values"})))
     flat = layout.tensors()[name].view(-1)
     flat[data.draw(st.integers(0, len(flat) - 1))] = data.draw(st.integers(0, 255))

@@ -35,7 +35,7 @@ def top(values: list[float], count: int) -> list[int]:
     return sorted(sorted(range(len(values)), key=lambda i: (-values[i], i))[:count])
 
 
-# Text ------------------------------------------------------------------------------------------------------------------
+# Text -----------------------------------------------------------------------------------------------------------------
 
 
 @given(pattern=st.one_of(nm_patterns(256), vnm_patterns(300, 256), unstructured_patterns(), st.just(Dense())))
@@ -81,7 +81,7 @@ def test_the_examples_in_the_docstrings_hold() -> None:
     assert result.failed == 0
 
 
-# N:M -------------------------------------------------------------------------------------------------------------------
+# N:M ------------------------------------------------------------------------------------------------------------------
 
 
 @given(pattern=nm_patterns(), data=st.data())
@@ -113,7 +113,7 @@ def test_nm_works_on_matrices_larger_than_one_chunk() -> None:
     assert torch.equal(kept_by_row(NM(2, 4), score)[:, 300:301], kept_by_row(NM(2, 4), score[300:301]))
 
 
-# V:N:M -----------------------------------------------------------------------------------------------------------------
+# V:N:M ----------------------------------------------------------------------------------------------------------------
 
 
 @given(pattern=vnm_patterns(), solver=st.sampled_from(["l1", "l2", "greedy"]), data=st.data())
@@ -232,7 +232,7 @@ def test_strips_are_independent_of_how_many_are_projected_at_once(solver: Solver
     assert torch.equal(whole[2048:2112], kept_by_row(VNM(64, 2, 5), score[2048:2112], solver)[0])
 
 
-# Unstructured ----------------------------------------------------------------------------------------------------------
+# Unstructured ---------------------------------------------------------------------------------------------------------
 
 
 @given(pattern=unstructured_patterns(), data=st.data())
@@ -245,7 +245,7 @@ def test_unstructured_keeps_the_largest_of_each_matrix(pattern: Unstructured, da
         assert top(matrix.flatten().tolist(), count) == kept.flatten().nonzero().flatten().tolist()
 
 
-# All -------------------------------------------------------------------------------------------------------------------
+# All ------------------------------------------------------------------------------------------------------------------
 
 
 @given(pattern=sparse_patterns(), data=st.data())
@@ -269,9 +269,7 @@ def test_equal_scores_give_an_equal_selection(pattern: Pattern, data: st.DataObj
 def test_batch_items_do_not_see_each_other(pattern: Pattern, data: st.DataObject) -> None:
     score = data.draw(scores())
 
-    assert torch.equal(
-        kept_by_row(pattern, score), torch.cat([kept_by_row(pattern, matrix) for matrix in score])
-    )
+    assert torch.equal(kept_by_row(pattern, score), torch.cat([kept_by_row(pattern, matrix) for matrix in score]))
 
 
 @pytest.mark.parametrize("text", ["2:4", "4:2:5", "unstructured:0.5"])
@@ -291,7 +289,7 @@ def test_dense_selects_nothing() -> None:
         Dense().project(torch.ones(2, 4))
 
 
-# Violations ------------------------------------------------------------------------------------------------------------
+# Violations -----------------------------------------------------------------------------------------------------------
 
 
 @given(pattern=sparse_patterns(), data=st.data())

@@ -100,7 +100,7 @@ class NeedsFrozen(Counter):
     requires: ClassVar[frozenset[str]] = frozenset({"frozen"})
 
 
-# Order -----------------------------------------------------------------------------------------------------------------
+# Order ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_wrong_order_is_refused_before_any_work(program: Program) -> None:
@@ -133,7 +133,7 @@ def test_facts_that_a_program_has_count(program: Program) -> None:
     assert {"traced", "selected", "frozen"} == frozen.facts
 
 
-# Runs ------------------------------------------------------------------------------------------------------------------
+# Runs -----------------------------------------------------------------------------------------------------------------
 
 
 def test_the_given_program_stays_as_it_is(program: Program) -> None:
@@ -188,9 +188,7 @@ def test_after_each_sees_every_pass_with_its_result(program: Program) -> None:
 
 def test_progress_is_told(program: Program) -> None:
     told: list[tuple[str, int, int]] = []
-    PassManager.parse("mask{pattern=2:4} | freeze").run(
-        program, Context(progress=lambda *step: told.append(step))
-    )
+    PassManager.parse("mask{pattern=2:4} | freeze").run(program, Context(progress=lambda *step: told.append(step)))
 
     assert ("passes", 2, 2) == told[-1]
     assert {"mask", "freeze", "passes"} == {task for task, _, _ in told}
@@ -200,11 +198,11 @@ def test_no_passes_change_nothing(program: Program) -> None:
     assert program.dump() == PassManager(()).run(program).dump()
 
 
-# Distrust --------------------------------------------------------------------------------------------------------------
+# Distrust -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_pass_that_claims_to_be_exact_is_compared(program: Program) -> None:
-    with pytest.raises(VerificationError, match="pass scale changed output output by .*; it declares exact"):
+    with pytest.raises(VerificationError, match=r"pass scale changed output output by .*; it declares exact"):
         PassManager((Scale(1.001),)).run(program, check="outputs")
 
 
@@ -240,7 +238,7 @@ def test_a_pass_is_a_value() -> None:
         Scale(2.0).by = 3.0  # type: ignore[misc]
 
 
-# Differences -----------------------------------------------------------------------------------------------------------
+# Differences ----------------------------------------------------------------------------------------------------------
 
 NAN, INF = math.nan, math.inf
 
@@ -265,7 +263,9 @@ NAN, INF = math.nan, math.inf
         ([1.0], [1.0, 1.0], INF),
     ],
 )
-def test_differences_are_relative_to_the_largest_value(found: list[float], expected: list[float], difference: float) -> None:
+def test_differences_are_relative_to_the_largest_value(
+    found: list[float], expected: list[float], difference: float
+) -> None:
     assert difference == relative_difference(torch.tensor(found), torch.tensor(expected))
 
 

@@ -23,7 +23,9 @@ from sparsec.passes.mask import Mask
 from sparsec.pipeline import Pass, PassManager, quote
 from sparsec.recipe import Recipe, make_pass, parse_passes
 
-ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.text(' ,{}|="\\\t\n\r\x0b\x1f\x85\xa0\u2003ab', max_size=8)
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.text(
+    ' ,{}|="\\\t\n\r\x0b\x1f\x85\xa0\u2003ab', max_size=8
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def _everything_is_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe_module, "pass_class", lambda name: Everything if name == "everything" else known(name))
 
 
-# Pass text -------------------------------------------------------------------------------------------------------------
+# Pass text ------------------------------------------------------------------------------------------------------------
 
 
 @given(text=ANY_TEXT)
@@ -82,8 +84,12 @@ def test_a_list_of_passes_reads_back_from_its_text(columns: Any, pattern: str, m
 
 @pytest.mark.parametrize(
     "text",
-    ["mask{pattern=2:4,columns=l1}|freeze", " mask { pattern = 2:4 , columns = l1 } | freeze ", 'mask{pattern="2:4", columns="l1"}\n|\nfreeze']
-)  # fmt: skip
+    [
+        "mask{pattern=2:4,columns=l1}|freeze",
+        " mask { pattern = 2:4 , columns = l1 } | freeze ",
+        'mask{pattern="2:4", columns="l1"}\n|\nfreeze',
+    ],
+)
 def test_space_and_quotes_do_not_matter(text: str) -> None:
     assert (Mask(pattern="2:4", columns="l1"), Freeze()) == parse_passes(text)
 
@@ -128,7 +134,9 @@ def test_a_syntax_error_says_what_was_found(text: str, message: str) -> None:
     assert repr(text) in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "near"), [("masks", "mask"), ("freez", "freeze"), ("Mask", "mask"), ("lowr", "lower")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("masks", "mask"), ("freez", "freeze"), ("Mask", "mask"), ("lowr", "lower")]
+)
 def test_an_unknown_pass_gets_the_nearest_name(name: str, near: str) -> None:
     with pytest.raises(RecipeError, match=f"unknown pass '{name}'; did you mean {near}"):
         parse_passes(name)
@@ -172,7 +180,7 @@ def test_the_examples_in_the_docstrings_hold() -> None:
     assert result.failed == 0
 
 
-# Recipes ---------------------------------------------------------------------------------------------------------------
+# Recipes --------------------------------------------------------------------------------------------------------------
 
 SMALL = {"model": "demo:minilm", "targets": {"*": "64:2:5"}}
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
@@ -214,7 +222,9 @@ def test_a_pattern_in_yaml_needs_no_quotes(text: str, tmp_path: Path) -> None:
 
 def test_a_manifest_is_a_recipe(tmp_path: Path) -> None:
     recipe = Recipe(**SMALL)
-    path = written(tmp_path, json.dumps({"format": "x", "recipe": recipe.model_dump(mode="json"), "files": {}}, indent=1))
+    path = written(
+        tmp_path, json.dumps({"format": "x", "recipe": recipe.model_dump(mode="json"), "files": {}}, indent=1)
+    )
 
     assert recipe == Recipe.read(path)
 

@@ -63,7 +63,7 @@ def test_a_table_is_not_changed_by_targets() -> None:
 
 @pytest.mark.parametrize("selector", ["fc1", "re:fc3", "a.fc1", "", "re:^fc"])
 def test_a_selector_that_matches_nothing_is_an_error(selector: str) -> None:
-    with pytest.raises(UsageError, match="matches none of the 3 sites; their names look like a.fc1.weight"):
+    with pytest.raises(UsageError, match=r"matches none of the 3 sites; their names look like a\.fc1\.weight"):
         TABLE.with_targets({"*": "2:4", selector: "2:4"})
 
 
@@ -88,7 +88,7 @@ def test_a_site_holds_one_pattern_for_good() -> None:
     table = SiteTable((site("fc.weight", pattern=NM(2, 4), selection=selection),))
 
     assert table.sites == table.with_targets({"*": "2:4"}).sites
-    with pytest.raises(PatternError, match="already holds 2:4; .* found also 64:2:5"):
+    with pytest.raises(PatternError, match=r"already holds 2:4; .* found also 64:2:5"):
         table.with_targets({"*": "64:2:5"})
 
 

@@ -19,7 +19,9 @@ from sparsec.errors import SparsecError, TraceError
 def as_dict(outputs: Any) -> dict[str, Tensor]:
     if isinstance(outputs, Tensor):
         return {"output": outputs}
-    named = outputs if isinstance(outputs, dict) else {f"output_{i}" if i else "output": v for i, v in enumerate(outputs)}
+    named = (
+        outputs if isinstance(outputs, dict) else {f"output_{i}" if i else "output": v for i, v in enumerate(outputs)}
+    )
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
@@ -36,7 +38,7 @@ def tokens(*shape: int, seed: int = 0, vocabulary: int = 10) -> Tensor:
     return torch.randint(0, vocabulary, shape, generator=torch.Generator().manual_seed(seed))
 
 
-# Outputs ---------------------------------------------------------------------------------------------------------------
+# Outputs --------------------------------------------------------------------------------------------------------------
 
 CASES: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "feed-forward": (Residual, (2, 5)),
@@ -97,13 +99,15 @@ def test_outputs_are_named_tensors(make: Any, names: list[str]) -> None:
     assert_equal(model, program, random(3, 4, seed=1))
 
 
-@pytest.mark.parametrize("make", [lambda y, x: None, lambda y, x: {"n": 3}, lambda y, x: ()], ids=["None", "no tensor", "empty"])
+@pytest.mark.parametrize(
+    "make", [lambda y, x: None, lambda y, x: {"n": 3}, lambda y, x: ()], ids=["None", "no tensor", "empty"]
+)
 def test_a_model_without_a_tensor_to_return_is_refused(make: Any) -> None:
     with pytest.raises(TraceError):
         trace(made(lambda: Returns(make)), (random(2, 4),))
 
 
-# Modes -----------------------------------------------------------------------------------------------------------------
+# Modes ----------------------------------------------------------------------------------------------------------------
 
 
 def test_train_mode_is_random_and_eval_mode_is_not() -> None:
@@ -149,7 +153,7 @@ def test_train_mode_equals_the_models_train_mode_for_one_seed() -> None:
         assert torch.equal(expected, program(x)["output"])
 
 
-# Names -----------------------------------------------------------------------------------------------------------------
+# Names ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("net", [Residual, Classifier, Gated])
@@ -165,7 +169,10 @@ def test_parameters_are_the_models_own_under_their_own_names(net: type[nn.Module
 def test_the_model_is_left_as_it_was() -> None:
     model = made(Dropouts).train()
     model.drop.eval()
-    state, modes = {k: v.clone() for k, v in model.state_dict().items()}, {n: m.training for n, m in model.named_modules()}
+    state, modes = (
+        {k: v.clone() for k, v in model.state_dict().items()},
+        {n: m.training for n, m in model.named_modules()},
+    )
     attributes = {name: sorted(vars(module)) for name, module in model.named_modules()}
     trace(model, (random(3, 3, 4),))
 
@@ -222,7 +229,7 @@ def test_buffers_and_constants_travel_with_the_program() -> None:
     assert_equal(Buffers(), program, random(3, 4))
 
 
-# Sizes -----------------------------------------------------------------------------------------------------------------
+# Sizes ----------------------------------------------------------------------------------------------------------------
 
 
 def test_batch_and_length_may_vary_within_their_limits() -> None:
@@ -268,7 +275,7 @@ def test_a_size_the_model_fixes_is_said() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + self.positions
 
-    with pytest.raises(TraceError, match="Fixed cannot be captured .*`dynamic`"):
+    with pytest.raises(TraceError, match=r"Fixed cannot be captured .*`dynamic`"):
         trace(Fixed(), (random(2, 3, 4),), {"x": {1: "length"}})
 
 
@@ -278,7 +285,7 @@ def test_inputs_that_are_no_tensors_are_refused(inputs: Any) -> None:
         trace(made(Residual), inputs)
 
 
-# What cannot be traced ---------------------------------------------------------------------------------------------------
+# What cannot be traced ------------------------------------------------------------------------------------------------
 
 
 def test_control_flow_that_depends_on_data_is_refused_with_advice() -> None:
@@ -366,10 +373,13 @@ def masked_fill_in_place(y: Tensor, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("make", [write_slice, write_column, add_in_place, relu_in_place, masked_fill_in_place])
 def test_a_write_into_a_tensor_is_kept_or_refused(make: Any) -> None:
     model = made(lambda: Returns(make))
+    refused = ""
     try:
         program = trace(model, (random(2, 4),))
     except SparsecError as error:
-        assert "aten." in str(error)
+        refused = str(error)
+    if refused:
+        assert "aten." in refused
         return
     assert_equal(model, program, random(3, 4, seed=1))
 
@@ -381,7 +391,7 @@ def test_an_operator_off_the_list_is_refused_by_name() -> None:
         trace(model, (random(2, 4),))
 
 
-# Roles -----------------------------------------------------------------------------------------------------------------
+# Roles ----------------------------------------------------------------------------------------------------------------
 
 
 def roles(program: Program) -> dict[str, str]:
@@ -435,7 +445,11 @@ def test_every_parameter_is_a_site_or_excluded_with_a_reason() -> None:
     reasons = {entry.name: (entry.role, entry.reason) for entry in program.sites.exclusions}
 
     assert dict(model.named_parameters()).keys() == reasons.keys() | {site.name for site in program.sites}
-    assert ("embedding", "norm", "bias") == (reasons["words.weight"][0], reasons["norm.weight"][0], reasons["up.bias"][0])
+    assert ("embedding", "norm", "bias") == (
+        reasons["words.weight"][0],
+        reasons["norm.weight"][0],
+        reasons["up.bias"][0],
+    )
     assert all(reason for _, reason in reasons.values())
 
 
@@ -465,7 +479,7 @@ def test_an_embedding_tied_to_a_head_is_no_site() -> None:
     assert_equal(made(Language), program, tokens(1, 3))
 
 
-# Transformers ----------------------------------------------------------------------------------------------------------
+# Transformers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -296,3 +296,25 @@ def test_python_compiles_a_module_with_its_own_example(tmp_path: Path) -> None:
             out=tmp_path / "q",
             options=sparsec.Options(min_quality=0.9999),
         )
+
+
+def test_a_trusted_pt2_file_compiles_whatever_it_returns(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(12, 20), torch.nn.ReLU(), torch.nn.Linear(20, 4)).eval()
+    torch.export.save(torch.export.export(model, (torch.randn(3, 12),)), tmp_path / "m.pt2")
+
+    done = run("compile", "m.pt2", "--trust", "--pattern", "2:5", "-o", "m.sparsec", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert set(sparsec.load(tmp_path / "m.sparsec")(torch.randn(3, 12))) == {"output"}
+
+
+def test_a_function_of_the_current_folder_compiles(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\ndef make():\n"
+        "    return nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2)), torch.zeros(2, 8)\n"
+    )
+
+    done = run("compile", "mine:make", "--pattern", "2:4", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine-make.sparsec" / "manifest.json").is_file()
