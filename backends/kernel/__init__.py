@@ -1,0 +1,1 @@
+"""The kernel backend: packed weights, run by sparsec's own kernels."""

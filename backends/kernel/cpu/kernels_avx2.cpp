@@ -1,0 +1,159 @@
+// AVX2 + FMA: a row vector is two halves of 8 lanes. A group that fits 8 slots needs one vpermps a half and token;
+// M = 9..16 needs two and a blend.
+#include "kernels.h"
+
+#if !defined(__x86_64__)
+const Kernels* avx2_kernels() { return nullptr; }
+#else
+#pragma GCC target("avx2,fma")
+#include <immintrin.h>
+
+#include "unroll.h"
+
+namespace {
+
+__m256i lanes(int64_t count) {
+  const int n = count >= 8 ? 8 : count <= 0 ? 0 : int(count);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+// WHOLE_CHUNK: a group may span both halves of the chunk (M = 9..16).
+template <int TOKENS, int HALVES, bool WHOLE_CHUNK>
+void halves(const TileCall& call, int first_half) {
+  constexpr int kAccumulators = TOKENS * HALVES;
+  const int64_t rows = call.rows - 8 * first_half;
+  const float* bias = call.bias ? call.bias + 8 * first_half : nullptr;
+  float* y = call.y + 8 * first_half;
+  __m256 acc[kAccumulators];
+  each<kAccumulators>([&](auto i) SPARSEC_INLINE {
+    constexpr int token = i / HALVES, half = i % HALVES;
+    const __m256i mask = lanes(rows - 8 * half);
+    acc[i] = _mm256_setzero_ps();
+    if (call.first && bias) acc[i] = _mm256_maskload_ps(bias + 8 * half, mask);
+    if (!call.first && token < call.tokens)
+      acc[i] = _mm256_maskload_ps(y + token * call.y_stride + 8 * half, mask);
+  });
+
+  const float* panel = call.panel;
+  const uint8_t* index = call.index + 8 * first_half;
+  const float* values = call.values + 8 * first_half;
+  const int64_t stride = call.tile_vectors * 16;
+  __m256i which[HALVES];
+  // A permutation reads the low 3 bits of an index and a blend its sign: bit 3, which names the half of the chunk.
+  auto mark_half = [&]() SPARSEC_INLINE {
+    if (!WHOLE_CHUNK) return;
+    each<HALVES>([&](auto h) SPARSEC_INLINE {
+      which[h] = _mm256_or_si256(which[h], _mm256_slli_epi32(which[h], 28));
+    });
+  };
+  auto step = [&](const float* x) SPARSEC_INLINE {
+    __m256 weight[HALVES];
+    each<HALVES>([&](auto h) SPARSEC_INLINE { weight[h] = _mm256_loadu_ps(values + 8 * h); });
+    each<TOKENS>([&](auto t) SPARSEC_INLINE {
+      each<HALVES>([&](auto h) SPARSEC_INLINE {
+        __m256 picked = _mm256_permutevar8x32_ps(_mm256_load_ps(x + 16 * t), which[h]);
+        if (WHOLE_CHUNK) {
+          const __m256 high = _mm256_permutevar8x32_ps(_mm256_load_ps(x + 16 * t + 8), which[h]);
+          picked = _mm256_blendv_ps(picked, high, _mm256_castsi256_ps(which[h]));
+        }
+        acc[t * HALVES + h] = _mm256_fmadd_ps(weight[h], picked, acc[t * HALVES + h]);
+      });
+    });
+    values += stride;
+  };
+  for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
+    const int steps = chunk + 1 < call.chunks ? call.steps : call.last_steps;
+    for (int s = 0; s < steps; s += 2) {
+      each<HALVES>([&](auto h) SPARSEC_INLINE {
+        which[h] = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(index + 8 * h)));
+      });
+      index += stride;
+      mark_half();
+      step(panel + call.half[s]);
+      if (s + 1 == steps) break;
+      each<HALVES>([&](auto h) SPARSEC_INLINE { which[h] = _mm256_srli_epi32(which[h], 4); });
+      mark_half();
+      step(panel + call.half[s + 1]);
+    }
+    panel += 16 * TOKENS;
+  }
+
+  each<kAccumulators>([&](auto i) SPARSEC_INLINE {
+    constexpr int token = i / HALVES, half = i % HALVES;
+    if (token < call.tokens)
+      _mm256_maskstore_ps(y + token * call.y_stride + 8 * half, lanes(rows - 8 * half), acc[i]);
+  });
+}
+
+template <int TOKENS, int VECTORS>
+void tile(const TileCall& call) {
+  if (call.slot < 16) return halves<TOKENS, 2 * VECTORS, false>(call, 0);
+  // One half at a time: both would need more than 16 registers.
+  for (int half = 0; half < 2 * VECTORS; ++half) halves<TOKENS, 1, true>(call, half);
+}
+
+void fill(const FillCall& call) {
+  // Each half of the panel vector comes from 8 consecutive columns, moved to their slots by one permutation.
+  const int groups = 16 / call.slot, width = groups * call.m;
+  const int half_width = call.slot == 16 ? 8 : width / 2;
+  alignas(32) int order[8];
+  for (int i = 0; i < 8; ++i) {
+    const int column = call.slot == 16 ? i : i / call.slot * call.m + i % call.slot;
+    order[i] = column < 8 ? column : 0;
+  }
+  const __m256i permutation = _mm256_load_si256(reinterpret_cast<const __m256i*>(order));
+  for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
+    const int64_t column = (call.first_chunk + chunk) * width, left = call.cols - column;
+    const __m256i low = lanes(left), high = lanes(left - half_width);
+    float* to = call.panel + chunk * call.block * 16;
+    for (int t = 0; t < call.block; ++t) {
+      __m256 a = _mm256_setzero_ps(), b = a;
+      if (t < call.tokens) {
+        const float* x = call.x + t * call.cols + column;
+        a = _mm256_maskload_ps(x, low);
+        b = _mm256_maskload_ps(x + half_width, high);
+      }
+      _mm256_store_ps(to + 16 * t, _mm256_permutevar8x32_ps(a, permutation));
+      _mm256_store_ps(to + 16 * t + 8, _mm256_permutevar8x32_ps(b, permutation));
+    }
+  }
+}
+
+void gather(const GatherCall& call) {
+  const float* x[kGatherTokens] = {};
+  for (int t = 0; t < call.tokens; ++t) x[t] = call.x + t * call.x_stride;
+  for (int half = 0; half < 2; ++half) {
+    const __m256i mask = lanes(call.rows - 8 * half);
+    const __m256 start = call.bias ? _mm256_maskload_ps(call.bias + 8 * half, mask) : _mm256_setzero_ps();
+    __m256 acc[kGatherTokens] = {start, start, start, start};
+    const uint8_t* index = call.index + 8 * half;
+    const float* values = call.values + 8 * half;
+    for (int64_t group = 0; group < call.groups; ++group)
+      for (int64_t k = 0; k < call.n; ++k) {
+        const __m256i which = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(index)));
+        const __m256 weight = _mm256_loadu_ps(values);
+        each<kGatherTokens>([&](auto t) SPARSEC_INLINE {
+          if (t < call.tokens)
+            acc[t] = _mm256_fmadd_ps(weight, _mm256_i32gather_ps(x[t] + group * call.m, which, 4), acc[t]);
+        });
+        index += call.tile_vectors * 16;
+        values += call.tile_vectors * 16;
+      }
+    each<kGatherTokens>([&](auto t) SPARSEC_INLINE {
+      if (t < call.tokens) _mm256_maskstore_ps(call.y + t * call.y_stride + 8 * half, mask, acc[t]);
+    });
+  }
+}
+
+constexpr Kernels kernels = {
+    {40, 4},
+    {1, 2, 4, 0},
+    {{tile<1, 1>, tile<1, 2>, nullptr}, {tile<2, 1>, nullptr, nullptr}, {tile<4, 1>, nullptr, nullptr}},
+    fill,
+    gather,
+};
+
+}  // namespace
+
+const Kernels* avx2_kernels() { return &kernels; }
+#endif

@@ -1,0 +1,135 @@
+// AVX-512: a step is one vpermps (pick 16 of the chunk's activations) and one fused multiply-add a token.
+#include "kernels.h"
+
+#if !defined(__x86_64__)
+const Kernels* avx512_kernels() { return nullptr; }
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+// g++ 12 warns of its own _mm512_undefined_* wherever an intrinsic is inlined.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+
+#include "unroll.h"
+
+namespace {
+
+constexpr int kPrefetch = 1024;  // floats ahead of the weights in use: 1 to 7 % faster than without, 20 % from memory
+
+__mmask16 lanes(int64_t count) { return __mmask16(count >= 16 ? 0xffff : count <= 0 ? 0 : (1 << count) - 1); }
+
+template <int TOKENS, int VECTORS>
+void tile(const TileCall& call) {
+  constexpr int kAccumulators = TOKENS * VECTORS;
+  __m512 acc[kAccumulators];
+  each<kAccumulators>([&](auto i) SPARSEC_INLINE {
+    constexpr int token = i / VECTORS, vector = i % VECTORS;
+    const __mmask16 mask = lanes(call.rows - 16 * vector);
+    acc[i] = _mm512_setzero_ps();
+    if (call.first && call.bias) acc[i] = _mm512_maskz_loadu_ps(mask, call.bias + 16 * vector);
+    if (!call.first && token < call.tokens)
+      acc[i] = _mm512_maskz_loadu_ps(mask, call.y + token * call.y_stride + 16 * vector);
+  });
+
+  const float* panel = call.panel;
+  const uint8_t* index = call.index;
+  const float* values = call.values;
+  const int64_t stride = call.tile_vectors * 16;
+  __m512i which[VECTORS];
+  auto step = [&]() SPARSEC_INLINE {
+    __m512 weight[VECTORS];
+    each<VECTORS>([&](auto v) SPARSEC_INLINE { weight[v] = _mm512_loadu_ps(values + 16 * v); });
+    each<VECTORS>([&](auto v) SPARSEC_INLINE {
+      _mm_prefetch(reinterpret_cast<const char*>(values + 16 * v + kPrefetch), _MM_HINT_T0);
+    });
+    values += stride;
+    // Keeps the compiler from holding all activations of a chunk in registers across steps, which would spill.
+    if (TOKENS > 4) asm("" : "+r"(panel));
+    each<TOKENS>([&](auto t) SPARSEC_INLINE {
+      const __m512 x = _mm512_load_ps(panel + 16 * t);
+      each<VECTORS>([&](auto v) SPARSEC_INLINE {
+        acc[t * VECTORS + v] = _mm512_fmadd_ps(weight[v], _mm512_permutexvar_ps(which[v], x), acc[t * VECTORS + v]);
+      });
+    });
+  };
+  for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
+    int left = chunk + 1 < call.chunks ? call.steps : call.last_steps;
+    for (; left > 0; left -= 2) {
+      each<VECTORS>([&](auto v) SPARSEC_INLINE {
+        which[v] = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(index + 16 * v)));
+      });
+      index += stride;
+      step();
+      if (left == 1) break;
+      each<VECTORS>([&](auto v) SPARSEC_INLINE { which[v] = _mm512_srli_epi32(which[v], 4); });
+      step();
+    }
+    panel += 16 * TOKENS;
+  }
+
+  each<kAccumulators>([&](auto i) SPARSEC_INLINE {
+    constexpr int token = i / VECTORS, vector = i % VECTORS;
+    if (token < call.tokens)
+      _mm512_mask_storeu_ps(call.y + token * call.y_stride + 16 * vector, lanes(call.rows - 16 * vector), acc[i]);
+  });
+}
+
+void fill(const FillCall& call) {
+  const int groups = 16 / call.slot, width = groups * call.m;
+  alignas(64) int order[16];  // which of the chunk's columns a slot takes; slots without a column take any
+  for (int i = 0; i < 16; ++i) order[i] = (i / call.slot * call.m + i % call.slot) & 15;
+  const __m512i permutation = _mm512_load_si512(order);
+  for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
+    const int64_t column = (call.first_chunk + chunk) * width, left = call.cols - column;
+    const __mmask16 real = lanes(left < width ? left : width);
+    float* to = call.panel + chunk * call.block * 16;
+    const float* x = call.x + column;
+    for (int t = 0; t < call.tokens; ++t, x += call.cols)
+      _mm512_store_ps(to + 16 * t, _mm512_permutexvar_ps(permutation, _mm512_maskz_loadu_ps(real, x)));
+    for (int t = call.tokens; t < call.block; ++t) _mm512_store_ps(to + 16 * t, _mm512_setzero_ps());
+  }
+}
+
+void gather(const GatherCall& call) {
+  const __mmask16 mask = lanes(call.rows);
+  const __m512 start = call.bias ? _mm512_maskz_loadu_ps(mask, call.bias) : _mm512_setzero_ps();
+  __m512 acc[kGatherTokens] = {start, start, start, start};
+  const float* x[kGatherTokens] = {};
+  for (int t = 0; t < call.tokens; ++t) x[t] = call.x + t * call.x_stride;
+  const uint8_t* index = call.index;
+  const float* values = call.values;
+  for (int64_t group = 0; group < call.groups; ++group)
+    for (int64_t k = 0; k < call.n; ++k) {
+      const __m512i which = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(index)));
+      const __m512 weight = _mm512_loadu_ps(values);
+      each<kGatherTokens>([&](auto t) SPARSEC_INLINE {
+        if (t < call.tokens)
+          acc[t] = _mm512_fmadd_ps(weight, _mm512_i32gather_ps(which, x[t] + group * call.m, 4), acc[t]);
+      });
+      index += call.tile_vectors * 16;
+      values += call.tile_vectors * 16;
+    }
+  each<kGatherTokens>([&](auto t) SPARSEC_INLINE {
+    if (t < call.tokens) _mm512_mask_storeu_ps(call.y + t * call.y_stride, mask, acc[t]);
+  });
+}
+
+// Blocks are as large as 32 registers allow: accumulators + 2 registers a row vector + 2 temporaries.
+constexpr Kernels kernels = {
+    {80, 5},
+    {1, 2, 4, 6, 8, 10, 12, 0},
+    {{tile<1, 1>, tile<1, 2>, tile<1, 4>},
+     {tile<2, 1>, tile<2, 2>, tile<2, 4>},
+     {tile<4, 1>, tile<4, 2>, tile<4, 4>},
+     {tile<6, 1>, tile<6, 2>, nullptr},
+     {tile<8, 1>, tile<8, 2>, nullptr},
+     {tile<10, 1>, tile<10, 2>, nullptr},
+     {tile<12, 1>, tile<12, 2>, nullptr}},
+    fill,
+    gather,
+};
+
+}  // namespace
+
+const Kernels* avx512_kernels() { return &kernels; }
+#endif
