@@ -12,25 +12,15 @@ from sparsec.artifact import Artifact
 from sparsec.backend import Check
 from sparsec.errors import ArtifactError, UsageError
 from sparsec.grouping import Violations
-from sparsec.pattern import NM, VNM, Pattern
+from sparsec.pattern import Pattern
 from sparsec.program import FORMAT as PROGRAM_FORMAT
 from sparsec.program import Program
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CANDIDATES = (
-    NM(1, 16),
-    NM(2, 16),
-    NM(1, 8),
-    VNM(64, 2, 8),
-    NM(2, 8),
-    VNM(64, 2, 5),
-    NM(1, 4),
-    NM(2, 5),
-    NM(2, 4),
-    NM(4, 8),
-)
+_USUAL = "1:16 1:8 64:2:16 2:16 1:4 64:2:8 2:8 64:2:5 2:5 2:4 4:8"  # sparsest first, then strictest first
+_CANDIDATES = tuple(map(Pattern.parse, _USUAL.split()))
 _SPARSE = 0.05  # a weight with fewer zeros than this was not made sparse
 
 

@@ -135,6 +135,9 @@ def validate(layout: SparseLayout, where: str) -> None:
         raise ArtifactError(f"{where}: positions must be ascending and below {slots}")
     if isinstance(pattern, VNM):
         _validate_columns(selection, pattern, cols, where)
+        tail = cols - (pattern.groups(cols) - 1) * pattern.m
+        if bool((positions[:, :, -1] >= max(tail, pattern.n)).any()):
+            raise ArtifactError(f"{where}: a position of the tail group names padding though real columns are left")
     _, padding = kept_columns(pattern, selection, cols)
     if bool((layout.values[padding] != 0).any()):
         raise ArtifactError(f"{where}: a padding slot holds a value other than 0")

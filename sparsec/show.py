@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,8 @@ if TYPE_CHECKING:
     from sparsec.backend import Check
     from sparsec.inspection import Found
 
-out = Console(highlight=False)
+_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 110  # of a pipe or file; rich would take 80
+out = Console(highlight=False, width=_WIDTH)
 
 
 def megabytes(nbytes: int) -> str:
@@ -26,7 +29,7 @@ def manifest(data: dict[str, Any], folder_bytes: int) -> None:
     sites = data["sites"]
     out.print(_sites_table(sites, list(data["backends"])))
     out.print(summary(sites, data["exclusions"]))
-    for line in _dense_kernels(sites):
+    for line in _caveats(sites):
         out.print(line)
     _sizes(data, folder_bytes)
     quality = data["quality"]
@@ -58,14 +61,15 @@ def summary(sites: list[dict[str, Any]], exclusions: list[dict[str, Any]]) -> st
     return text
 
 
-def _dense_kernels(sites: list[dict[str, Any]]) -> list[str]:
-    """Why sparse weights run through a dense kernel: `onnx: 36 sparse sites run dense, because ...`."""
-    reasons: dict[tuple[str, str], int] = {}
+def _caveats(sites: list[dict[str, Any]]) -> list[str]:
+    """Why sparse weights are not faster: `onnx: 36 sparse sites run dense: onnxruntime has no kernel ...`."""
+    reasons: dict[tuple[str, str, str], int] = {}
     for site in sites:
         for backend, verdict in site["verdicts"].items():
-            if not verdict["sparse"]:
-                reasons[backend, verdict["reason"]] = reasons.get((backend, verdict["reason"]), 0) + 1
-    return [f"{backend}: {count} sparse sites run dense: {reason}" for (backend, reason), count in reasons.items()]
+            if verdict["reason"]:
+                key = (backend, verdict["kernel"], verdict["reason"])
+                reasons[key] = reasons.get(key, 0) + 1
+    return [f"{backend}: {count} sparse sites run {kernel}: {why}" for (backend, kernel, why), count in reasons.items()]
 
 
 def _sites_table(sites: list[dict[str, Any]], backends: list[str]) -> Table:

@@ -14,7 +14,7 @@ from sparsec.errors import ArtifactError, UsageError
 from sparsec.pattern import Pattern
 
 
-def pruned(pattern: str, rows: int = 64, cols: int = 40) -> Tensor:
+def pruned(pattern: str, rows: int = 64, cols: int = 80) -> Tensor:
     parsed, weight = Pattern.parse(pattern), random(rows, cols)
     return torch.where(parsed.mask(parsed.project(weight.abs()), cols)[0], weight, 0.0)
 
@@ -26,7 +26,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "1:4", "2:8", "2:5", "64:2:5", "64:2:8", "4:8", "1:16"])
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "2:8", "2:5", "64:2:5", "64:2:8", "4:8", "1:16", "1:8", "2:16"])
 def test_a_usual_pattern_is_recognised(pattern: str) -> None:
     found = inspection.look("w", pruned(pattern))
 

@@ -17,7 +17,6 @@ BAD_PATTERNS = ["3:2", "64:2", "banana", "0:4", "64:3:8", "64:2:3", "2:300", "un
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def refuse(code: int, *args: str) -> str:

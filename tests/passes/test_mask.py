@@ -82,6 +82,13 @@ def test_tied_weights_are_masked_once_for_all_users() -> None:
     assert torch.equal(net(x), program(x)["output"])
 
 
+def test_a_mask_stands_in_the_scope_of_its_layer() -> None:
+    program = run(traced(), Mask("2:4"))
+
+    masked = _fx.calls(program.module.graph, torch.ops.aten.where.ScalarOther)
+    assert ["up", "down"] == [node.meta[_fx.SCOPE] for node in masked]
+
+
 def test_the_pass_reports_how_many_it_masked() -> None:
     _, (report,) = PassManager((Mask("2:4"),)).run_reported(traced())
 
