@@ -33,7 +33,7 @@ class Freeze(Pass):
             if site.mask is None:
                 notes.append(Note(site.name, site.excluded or "no mask"))  # rule 3
                 continue
-            mask = _fx.get_tensor(program.module, site.mask)
+            mask = site.view.to_matrices(_fx.get_tensor(program.module, site.mask))
             weight = site.read(program.module)
             site.write(program.module, torch.where(mask, weight, 0.0))  # rule 1
             _fx.remove_mask(program.module, site.mask)  # rule 2

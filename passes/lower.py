@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from sparsec import _fx
 from sparsec.errors import GraphError
 from sparsec.layout import compress, decompress
-from sparsec.ops import nm_linear
+from sparsec.ops import nm_linear, nm_weight
 from sparsec.pipeline import Context, Equivalence, Note, Pass, PassResult
 from sparsec.program import Program
 from sparsec.sites import Site
+from sparsec.uses import lowers_to_linear
 
 
 @dataclass(frozen=True)
 class Lower(Pass):
-    """Turn `linear(x, weight, bias)` of every sparse site into `sparsec::nm_linear` on packed tables.
+    """Store every sparse weight as packed tables, and turn linear layers into `sparsec::nm_linear` on them.
 
     1. The tables decompress to the weight bit for bit, or the pass raises and nothing is returned.
-    2. A site without selection keeps its linear and is reported.
-    3. Dropout, which eval mode has switched off, is removed: a lowered program is for inference.
+    2. Where every user of a weight is a plain linear (or GPT-2's Conv1D), each becomes `nm_linear`.
+    3. Convolutions, experts, and weights read in parts or also looked up have no sparse kernel: they keep their
+       operator and read `sparsec::nm_weight`, the unpacked tables.
+    4. A site without selection keeps its weight and is reported.
+    5. Dropout, which eval mode has switched off, is removed: a lowered program is for inference.
     """
 
     name: ClassVar[str] = "lower"
@@ -34,11 +38,11 @@ class Lower(Pass):
     def run(self, program: Program, ctx: Context) -> PassResult:
         program.set_mode("eval")
         for node in _fx.calls(program.module.graph, torch.ops.aten.dropout.default):
-            _fx.replace(node, node.all_input_nodes[0])  # rule 3
+            _fx.replace(node, node.all_input_nodes[0])  # rule 5
         notes, changed = [], []
         for site in program.sites:
             if site.selection is None:
-                notes.append(Note(site.name, site.excluded or "no pattern"))  # rule 2
+                notes.append(Note(site.name, site.excluded or "no pattern"))  # rule 4
                 continue
             changed.append(self._lower(program, site))
         _fx.prune_unused(program.module)
@@ -52,16 +56,38 @@ class Lower(Pass):
             raise GraphError(
                 f"{site.name}: the weight is not zero outside its selection; run freeze before lower"
             )  # rule 1
-        names = {table: f"{site.name}_{table}" for table in layout.tensors()}
         for table, tensor in layout.tensors().items():
-            _fx.set_tensor(program.module, names[table], tensor)
-        users = []
-        for user in site.users:
-            node = _fx.find(program.module, user)
-            tables = {table: _fx.attribute(program.module, name, node) for table, name in names.items()}
-            bias = node.args[2] if len(node.args) > 2 else None
-            args = (node.args[0], tables["values"], tables["positions"], tables.get("columns"), bias)
-            new = _fx.call(node, nm_linear, (*args, str(site.pattern), site.shape[2]), node.meta[_fx.TYPE], "nm_linear")
+            _fx.set_tensor(program.module, f"{site.name}_{table}", tensor)
+        if lowers_to_linear(program.module, site):
+            return site.replace(users=tuple(self._linear(program, site, user) for user in site.users))
+        self._weight(program, site)
+        return site
+
+    def _linear(self, program: Program, site: Site, user: str) -> str:
+        """Rule 2; the name of the new node."""
+        node = _fx.find(program.module, user)
+        x, bias = node.args[0], node.args[2] if len(node.args) > 2 else None
+        if site.kind == "conv1d_hf":
+            bias, x = node.args[:2] if len(node.args) > 2 else (None, node.args[0])
+        args = (x, *_tables(program, site, node), bias, str(site.pattern), site.shape[2])
+        new = _fx.call(node, nm_linear, args, node.meta[_fx.TYPE], "nm_linear")
+        _fx.replace(node, new)
+        return new.name
+
+    def _weight(self, program: Program, site: Site) -> None:
+        """Rule 3."""
+        for node in _fx.reads(program.module, site.name):
+            view = site.view
+            shape = (str(site.pattern), site.shape[2], list(view.axes), list(view.parameter))
+            new = _fx.call(node, nm_weight, (*_tables(program, site, node), *shape), node.meta[_fx.TYPE], "nm_weight")
             _fx.replace(node, new)
-            users.append(new.name)
-        return site.replace(users=tuple(users))
+
+
+def _tables(program: Program, site: Site, before: torch.fx.Node) -> tuple[Any, Any, Any]:
+    """The get_attr nodes of values, positions and columns (None where the pattern has none)."""
+    names = [f"{site.name}_{table}" for table in ("values", "positions", "columns")]
+    present = [_fx.has_tensor(program.module, name) for name in names]
+    nodes = [
+        _fx.attribute(program.module, n, before) if there else None for n, there in zip(names, present, strict=True)
+    ]
+    return nodes[0], nodes[1], nodes[2]

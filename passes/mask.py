@@ -62,7 +62,7 @@ class Mask(Pass):
         selection = site.pattern.project(score, self.columns)
         mask = site.pattern.mask(selection, site.shape[2])
         name = f"{site.name}_mask"
-        _fx.set_tensor(program.module, name, mask[0])
+        _fx.set_tensor(program.module, name, site.view.to_parameter(mask))
         _fx.insert_mask(program.module, site, name)  # rule 2
         total = float(score.sum(dtype=torch.float64))
         retained = float(score[mask].sum(dtype=torch.float64)) / total if total else 1.0  # rule 4

@@ -140,12 +140,16 @@ def find(module: GraphModule, name: str) -> Node:
     return found
 
 
+def reads(module: GraphModule, name: str) -> list[Node]:
+    """The get_attr nodes of a tensor."""
+    return [node for node in module.graph.nodes if node.op == "get_attr" and node.target == name]
+
+
 def insert_mask(module: GraphModule, site: Site, mask: str) -> None:
     """Feed every user of a site's weight `where(mask, weight, 0)` instead of the weight."""
     import torch
 
-    weights = [node for node in module.graph.nodes if node.op == "get_attr" and node.target == site.name]
-    for weight in weights:
+    for weight in reads(module, site.name):
         kind, after = weight.meta[TYPE], weight.next
         operands = (attribute(module, mask, after), weight, 0.0)
         users = list(weight.users)
@@ -157,21 +161,11 @@ def insert_mask(module: GraphModule, site: Site, mask: str) -> None:
 
 def remove_mask(module: GraphModule, mask: str) -> None:
     """Undo `insert_mask`: users read the weight again, and the mask buffer is gone."""
-    for node in [node for node in module.graph.nodes if node.op == "get_attr" and node.target == mask]:
+    for node in reads(module, mask):
         for masked in list(node.users):
-            replace(masked, masked.args[1])
+            replace(masked, masked.all_input_nodes[1])
         module.graph.erase_node(node)
     delete_tensor(module, mask)
-
-
-def weight_name(node: Node) -> str | None:
-    """The parameter that feeds argument 1 of a linear: directly, or through a mask's `where`."""
-    import torch
-
-    source = node.args[1]
-    if getattr(source, "target", None) == torch.ops.aten.where.ScalarOther:
-        source = source.args[1]
-    return str(source.target) if getattr(source, "op", None) == "get_attr" else None
 
 
 def prune_unused(module: GraphModule) -> None:

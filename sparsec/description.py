@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,9 @@ def _describe_site(site: Site) -> dict[str, Any]:
     return {
         "name": site.name,
         "role": site.role,
+        "kind": site.kind,
         "shape": list(site.shape),
+        "view": dataclasses.asdict(site.view),
         "pattern": str(pattern) if pattern else None,
         "words": pattern.words if pattern else None,
         "excluded": site.excluded,

@@ -15,6 +15,7 @@ from sparsec.errors import ArtifactError, GraphError, UsageError
 from sparsec.pattern import Pattern
 from sparsec.selection import Selection
 from sparsec.sites import Exclusion, Site, SiteTable
+from sparsec.view import WeightView
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,20 +82,18 @@ class Program:
         if not _fx.has_tensor(self.module, site.name):
             raise GraphError(f"{site.name}: the weight is not in the graph")
         found = tuple(_fx.get_tensor(self.module, site.name).shape)
-        if found != site.shape[1:]:
-            raise GraphError(f"{site.name}: expected a weight of shape {site.shape[1:]}, found {found}")
+        if found != site.view.parameter:
+            raise GraphError(f"{site.name}: expected a weight of shape {site.view.parameter}, found {found}")
 
-    def dump(self) -> str:
-        """The program as text: sites, then the graph, one line each. For people; it is never parsed."""
+    def dump(self, hashes: bool = False) -> str:
+        """The program as text: sizes, sites, then the graph, one line each. For people; it is never parsed.
+
+        `hashes` adds the first 8 hex digits of each tensor's SHA-256, so that two dumps show which weights changed.
+        """
         lines = [f"program {self.origin.get('class', 'model')}  facts: {', '.join(sorted(self.facts))}"]
-        for site in self.sites:
-            what = (
-                f"pattern={site.pattern}" if site.pattern else f"dense ({site.excluded})" if site.excluded else "dense"
-            )
-            mask = f" mask=@{site.mask}" if site.mask else ""
-            shape = ", ".join(map(str, site.shape[1:]))
-            lines.append(f"  site {site.name} [{shape}] {site.role} users={','.join(site.users)} {what}{mask}")
-        return "\n".join(lines) + "\n" + graph.dump(self.module) + "\n"
+        lines += [f"  size {name}: {low}..{high or ''}" for name, (low, high) in self.dims.items()]
+        lines += [_site_line(site) for site in self.sites]
+        return "\n".join(lines) + "\n" + graph.dump(self.module, hashes) + "\n"
 
     def write_back(self, model: nn.Module) -> None:
         """Copy the program's parameters into the model it was traced from (same names and shapes)."""
@@ -144,6 +143,8 @@ class Program:
         selections, example = store.load_tensors(folder / _SELECTIONS), store.load_tensors(folder / _EXAMPLE)
         try:
             state = manifest["program"]
+            if missing := [name for name in state["inputs"] if name not in example]:
+                raise ArtifactError(f"{folder}: {_EXAMPLE} has no tensor {missing[0]!r}; save the program again")
             program = Program(
                 module=read_graph(folder),
                 sites=SiteTable(
@@ -185,8 +186,18 @@ def read_graph(folder: Path) -> GraphModule:
     return graph.from_json(store.load_json(folder / store.GRAPH), store.load_tensors(folder / store.WEIGHTS))
 
 
+def _site_line(site: Site) -> str:
+    what = f"pattern={site.pattern}" if site.pattern else f"dense ({site.excluded})" if site.excluded else "dense"
+    shape = ", ".join(map(str, site.shape if site.shape[0] > 1 else site.shape[1:]))
+    mask = f" mask=@{site.mask}" if site.mask else ""
+    aliases = f" aliases={','.join(site.aliases)}" if site.aliases else ""
+    return f"  site {site.name} [{shape}] {site.role} users={','.join(site.users)} {what}{mask}{aliases}"
+
+
 def _site_to_json(site: Site) -> dict[str, Any]:
-    entry = {f.name: getattr(site, f.name) for f in dataclasses.fields(site) if f.name not in ("selection", "pattern")}
+    kept = ("selection", "pattern", "view")
+    entry = {f.name: getattr(site, f.name) for f in dataclasses.fields(site) if f.name not in kept}
+    entry["view"] = dataclasses.asdict(site.view)
     return {**entry, "pattern": str(site.pattern) if site.pattern else None, "selected": site.selection is not None}
 
 
@@ -194,7 +205,11 @@ def _site_from_json(entry: dict[str, Any], selections: dict[str, Tensor]) -> Sit
     fields = dict(entry)
     pattern, selected = fields.pop("pattern"), fields.pop("selected")
     name = fields["name"]
+    if selected and f"{name}:positions" not in selections:
+        raise ArtifactError(f"{_SELECTIONS} has no table of {name}; the folder is incomplete: save the program again")
     selection = Selection(selections[f"{name}:positions"], selections.get(f"{name}:columns")) if selected else None
-    for key in ("shape", "users", "aliases"):
+    for key in ("users", "aliases"):
         fields[key] = tuple(fields[key])
+    axes, parameter = tuple(fields["view"].pop("axes")), tuple(fields["view"].pop("parameter"))
+    fields["view"] = WeightView(axes, parameter, **fields["view"])
     return Site(**fields, pattern=Pattern.parse(pattern) if pattern else None, selection=selection)

@@ -12,6 +12,7 @@ from sparsec import _fx
 from sparsec.errors import GraphError, PatternError, UsageError
 from sparsec.pattern import Pattern
 from sparsec.selection import Selection
+from sparsec.view import WeightView
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,13 +24,14 @@ class Site:
 
     name: str
     """The parameter's name in the model."""
-    shape: tuple[int, int, int]
-    """(batch, rows, cols); batch is 1 for a linear layer."""
+    view: WeightView
+    """How the parameter is seen as matrices (batch, rows, cols)."""
     users: tuple[str, ...]
     """The graph nodes that compute with the weight."""
     role: str
     """What the layer does, found from the graph: attention.query, ffn.up, pooler, head, ..."""
     kind: str = "linear"
+    """How the graph uses it: linear, conv1d_hf, matmul, conv1d, conv2d or experts (see `uses`)."""
     aliases: tuple[str, ...] = ()
     """Other names of the same parameter (tied weights)."""
     excluded: str | None = None
@@ -41,9 +43,14 @@ class Site:
     retained: float | None = None
     """Share of the summed score that the selection keeps, 0 to 1."""
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(batch, rows, cols); batch is 1 for a linear layer."""
+        return self.view.shape
+
     def read(self, module: nn.Module) -> Tensor:
-        """The weight as (batch, rows, cols), detached; a view, not to be written."""
-        return _fx.get_tensor(module, self.name).detach().view(self.shape)
+        """The weight as (batch, rows, cols), detached; it may share the parameter's memory and is not to be written."""
+        return self.view.to_matrices(_fx.get_tensor(module, self.name).detach())
 
     def write(self, module: nn.Module, weight: Tensor) -> None:
         """Put a new (batch, rows, cols) weight in place. The old parameter is left as it is for others who hold it."""
@@ -52,7 +59,7 @@ class Site:
         old = _fx.get_tensor(module, self.name)
         if weight.numel() != old.numel():
             raise GraphError(f"{self.name}: expected a weight of shape {self.shape}, found {tuple(weight.shape)}")
-        new = nn.Parameter(weight.detach().reshape(old.shape).to(old.dtype), old.requires_grad)
+        new = nn.Parameter(self.view.to_parameter(weight.detach().to(old.dtype)), old.requires_grad)
         _fx.set_tensor(module, self.name, new)
 
     def replace(self, **changes: Any) -> Site:
@@ -110,6 +117,9 @@ class SiteTable:
         `*` includes excluded sites. `include` names roles that are not to be excluded. Raises UsageError when a
         selector matches nothing: a typo must never give a silently dense model.
         """
+        roles = {site.role for site in self.sites}
+        if unknown := [role for role in include if role not in roles]:
+            raise UsageError(f"no site has the role {unknown[0]!r}; there are {', '.join(sorted(roles))}")
         sites = [s.replace(excluded=None) if s.role in include and s.excluded else s for s in self.sites]
         for selector, text in targets.items():
             pattern = None if text == "ignore" else Pattern.parse(text)

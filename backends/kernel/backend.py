@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,14 +18,18 @@ from sparsec.backends.kernel.cpu.linear import stream_linear
 from sparsec.backends.kernel.cpu.stream import pack, unpack
 from sparsec.errors import ArtifactError, PatternError
 from sparsec.layout import SparseLayout, decompress, validate
-from sparsec.ops import layout_of, nm_linear
+from sparsec.ops import layout_of, nm_linear, nm_weight
 from sparsec.pattern import NM, VNM
 from sparsec.pipeline import PassManager, relative_difference
 from sparsec.program import Program, bind, read_graph, write_graph
+from sparsec.uses import lowers_to_linear
+from sparsec.view import WeightView
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import GraphModule, Node
+
+    from sparsec.sites import Site
 
 log = logging.getLogger("sparsec")
 _KERNEL_TOKENS = (1, 3, 40)  # one size for each kernel, and one that leaves a tail in both
@@ -36,42 +42,52 @@ class KernelBackend(Backend):
     describes: ClassVar[str] = "packed weights run by sparsec's own CPU kernels; loads without transformers"
 
     def plan(self, program: Program) -> tuple[Verdict, ...]:
-        return tuple(self._verdict(site.name, site.pattern) for site in program.sites.sparse)
+        return tuple(self._verdict(program, site) for site in program.sites.sparse)
 
-    def _verdict(self, name: str, pattern: Any) -> Verdict:
-        if not isinstance(pattern, (NM, VNM)):
-            return Verdict(name, False, "dense", f"{pattern} is stored small; no kernel makes it faster than dense")
+    def _verdict(self, program: Program, site: Site) -> Verdict:
+        if not isinstance(site.pattern, (NM, VNM)):
+            return Verdict(
+                site.name, False, "dense", f"{site.pattern} is stored small; no kernel makes it faster than dense"
+            )
+        if not lowers_to_linear(program.module, site):
+            return Verdict(
+                site.name, False, "dense", f"{_what(site)} is stored packed; there is no sparse kernel for it"
+            )
         if library.level() is None:
-            return Verdict(name, False, "reference", library.unavailable_reason() or "the kernels are switched off")
-        return Verdict(name, True, f"{library.level()}", _caveat(pattern))
+            return Verdict(
+                site.name, False, "reference", library.unavailable_reason() or "the kernels are switched off"
+            )
+        return Verdict(site.name, True, f"{library.level()}", _caveat(site.pattern))
 
     def emit(self, program: Program, folder: Path) -> Emitted:
         lowered = PassManager.parse("lower").run(program)
         write_graph(folder, lowered.module)
-        tables = (_layout(lowered.module, node).nbytes for node in _fx.calls(lowered.module.graph, nm_linear))
+        tables = {call.site: call.layout.nbytes for call in sparse_calls(lowered.module)}
         files = [folder / "graph.json", folder / "weights.safetensors"]
-        return Emitted(sum(tables), sum(path.stat().st_size for path in files), {})
+        return Emitted(sum(tables.values()), sum(path.stat().st_size for path in files), {})
 
     def verify(self, folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Check]:
         module = read_graph(folder)
         declared = {site["name"]: site for site in manifest["sites"] if site["pattern"]}
-        found = {_site(node): node for node in _fx.calls(module.graph, nm_linear)}
+        found = {call.site: call for call in sparse_calls(module)}
         if missing := sorted(declared.keys() ^ found.keys()):
             return [Check("kernel: sites", False, f"{missing[0]} is sparse in the manifest or the graph, not in both")]
         problems: dict[str, str] = {}
-        for name, node in found.items():
-            layout = _layout(module, node)
-            if str(layout.pattern) != declared[name]["pattern"]:
-                problems["pattern"] = f"{name}: declared {declared[name]['pattern']}, stored {layout.pattern}"
-            elif violations := layout.pattern.violations(decompress(layout)).first:
+        for name, call in found.items():
+            pattern = call.layout.pattern
+            if str(pattern) != declared[name]["pattern"]:
+                problems["pattern"] = f"{name}: declared {declared[name]['pattern']}, stored {pattern}"
+            elif violations := pattern.violations(decompress(call.layout)).first:
                 problems["pattern"] = f"{name}: {violations[0]}"
-            _check_kernel(name, layout, problems)
+            if call.has_kernel:
+                _check_kernel(name, call.layout, problems)
+        kernels = sum(call.has_kernel for call in found.values())
         proven = {
             "pattern": f"{len(found)} sites satisfy their pattern bit for bit",
-            "pack": f"the kernels' form of {len(found)} sites unpacks to the same bits",
-            "kernel": f"{len(found)} sites give what the dense product gives, for {_KERNEL_TOKENS} tokens",
+            "pack": f"the kernels' form of {kernels} sites unpacks to the same bits",
+            "kernel": f"{kernels} sites give what the dense product gives, for {_KERNEL_TOKENS} tokens",
         }
-        if library.level() is None:
+        if library.level() is None or not kernels:
             del proven["pack"], proven["kernel"]
         checks = [Check(f"kernel: {what}", what not in problems, problems.get(what, ok)) for what, ok in proven.items()]
         with torch.no_grad():
@@ -105,26 +121,91 @@ class Runnable(torch.nn.Module):
 
 
 def install_kernels(module: GraphModule, dense: bool = False) -> GraphModule:
-    """Replace every nm_linear by this machine's kernel for it on one packed stream, or by a dense linear."""
-    for node in _fx.calls(module.graph, nm_linear):
-        layout, name, bias = _layout(module, node), _site(node), node.args[4]
-        x, kind = node.args[0], node.meta[_fx.TYPE]
-        has_kernel = isinstance(layout.pattern, (NM, VNM)) and not dense
-        if has_kernel and library.level() is not None:
-            _fx.set_tensor(module, f"{name}_stream", pack(layout))
-            weight = _fx.attribute(module, f"{name}_stream", node)
-            new = _fx.call(node, stream_linear, (x, weight, bias, layout.shape[1]), kind, "stream_linear")
-        else:
-            if has_kernel:
-                _say_once(library.unavailable_reason() or "the kernels are switched off")
-            _fx.set_tensor(module, f"{name}_dense", decompress(layout)[0])
-            weight = _fx.attribute(module, f"{name}_dense", node)
-            new = _fx.call(node, torch.ops.aten.linear.default, (x, weight, bias), kind, "linear")
-        _fx.replace(node, new)
+    """Replace every call on packed tables by this machine's kernel on one stream, or by a dense weight."""
+    for call in sparse_calls(module):
+        if call.has_kernel and library.level() is not None and not dense:
+            _install_stream(module, call)
+            continue
+        if call.has_kernel and not dense:
+            _say_once(library.unavailable_reason() or "the kernels are switched off")
+        _install_dense(module, call)
     _fx.prune_unused(module)
     module.graph.lint()
     module.recompile()
     return module
+
+
+def _install_stream(module: GraphModule, call: SparseCall) -> None:
+    node, name = call.node, f"{call.site}_stream"
+    if not _fx.has_tensor(module, name):  # a shared weight is packed once
+        _fx.set_tensor(module, name, pack(call.layout))
+    args = (node.args[0], _fx.attribute(module, name, node), node.args[4], call.layout.shape[1])
+    _fx.replace(node, _fx.call(node, stream_linear, args, node.meta[_fx.TYPE], "stream_linear"))
+
+
+def _install_dense(module: GraphModule, call: SparseCall) -> None:
+    node, name = call.node, f"{call.site}_dense"
+    if not _fx.has_tensor(module, name):
+        weight = decompress(call.layout)
+        _fx.set_tensor(module, name, weight[0] if call.view is None else call.view.to_parameter(weight))
+    new = weight_node = _fx.attribute(module, name, node)
+    if call.view is None:
+        args = (node.args[0], weight_node, node.args[4])
+        new = _fx.call(node, torch.ops.aten.linear.default, args, node.meta[_fx.TYPE], "linear")
+    _fx.replace(node, new)
+
+
+@dataclass(frozen=True)
+class SparseCall:
+    """A node of a lowered graph that reads packed tables: nm_linear, or nm_weight with the view of its parameter."""
+
+    node: Node
+    site: str
+    layout: SparseLayout
+    view: WeightView | None
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether a sparse kernel can run it on some machine."""
+        return self.view is None and isinstance(self.layout.pattern, (NM, VNM))
+
+
+def sparse_calls(module: GraphModule) -> list[SparseCall]:
+    """All calls on packed tables, each checked; raises ArtifactError naming the site."""
+    found = []
+    for node in _fx.calls(module.graph, nm_linear):
+        _, *tables, _, pattern, in_features = node.args
+        found.append(_sparse_call(module, node, tables, pattern, in_features, None))
+    for node in _fx.calls(module.graph, nm_weight):
+        *tables, pattern, in_features, axes, parameter = node.args
+        view = (axes, parameter)
+        found.append(_sparse_call(module, node, tables, pattern, in_features, view))
+    return found
+
+
+def _sparse_call(
+    module: GraphModule, node: Node, tables: list[Any], pattern: Any, in_features: Any, view: Any
+) -> SparseCall:
+    site = str(tables[0].target).removesuffix("_values")
+    tensors = [_fx.get_tensor(module, str(table.target)) if table is not None else None for table in tables]
+    try:
+        layout = layout_of(tensors[0], tensors[1], tensors[2], str(pattern), int(in_features))  # type: ignore[arg-type]
+    except PatternError as error:
+        raise ArtifactError(f"{site}: {error}") from error
+    validate(layout, site)
+    if view is None:
+        return SparseCall(node, site, layout, None)
+    axes, parameter = tuple(view[0]), tuple(view[1])
+    fits = sorted(axes) == list(range(len(parameter))) and math.prod(parameter) == math.prod(layout.shape)
+    if not fits:
+        raise ArtifactError(f"{site}: a parameter of shape {parameter} does not hold {layout.shape} weights")
+    return SparseCall(node, site, layout, WeightView(axes, parameter))
+
+
+def _what(site: Site) -> str:
+    """The layer in words, with its article."""
+    words = {"conv1d": "a convolution", "conv2d": "a convolution", "experts": "a stack of experts"}
+    return words.get(site.kind, "a weight that is read in parts, looked up, or multiplied from the other side")
 
 
 def _caveat(pattern: NM | VNM) -> str:
@@ -142,7 +223,7 @@ def _say_once(reason: str) -> None:
 
 def _check_kernel(name: str, layout: SparseLayout, problems: dict[str, str]) -> None:
     """Pack and unpack give the same bytes; the kernel gives what the reference gives."""
-    if not isinstance(layout.pattern, (NM, VNM)) or library.level() is None:
+    if library.level() is None:
         return
     stream = pack(layout)
     again = unpack(stream).tensors()
@@ -155,24 +236,6 @@ def _check_kernel(name: str, layout: SparseLayout, problems: dict[str, str]) -> 
         difference = relative_difference(stream_linear(x, stream, None, layout.shape[1]), x @ weight.T)
         if difference > FP32_TOLERANCE:
             problems["kernel"] = f"{name}: {tokens} tokens differ by {difference:.1e}, allowed {FP32_TOLERANCE:.0e}"
-
-
-def _layout(module: GraphModule, node: Node) -> SparseLayout:
-    """The checked layout of an nm_linear node; raises ArtifactError naming the site."""
-    _, values, positions, columns, _, pattern, in_features = node.args
-    tables = [
-        _fx.get_tensor(module, str(arg.target)) if arg is not None else None for arg in (values, positions, columns)
-    ]
-    try:
-        layout = layout_of(tables[0], tables[1], tables[2], str(pattern), int(in_features))  # type: ignore[arg-type]
-    except PatternError as error:
-        raise ArtifactError(f"{_site(node)}: {error}") from error
-    validate(layout, _site(node))
-    return layout
-
-
-def _site(node: Node) -> str:
-    return str(node.args[1].target).removesuffix("_values")
 
 
 def _inputs(module: GraphModule) -> list[str]:

@@ -17,7 +17,8 @@ from sparsec.pattern import Pattern
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PACKED = "sparsec.nm_linear.default"
+_PACKED = {"sparsec.nm_linear.default": (1, 5), "sparsec.nm_weight.default": (0, 3)}
+"""Operators on packed tables -> where their arguments hold the values, and the pattern followed by the columns."""
 
 
 def verify(folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Check]:
@@ -31,7 +32,7 @@ def verify(folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Che
     checks = [
         Check("onnx: well formed", True, f"{path.name} passes the full ONNX checker"),
         _all("onnx: patterns", sites, lambda site: _pattern(site, weights), "satisfy their pattern bit for bit"),
-        _all("onnx: layers", sites, weights.misuse, "are multiplied as they stand, rows x cols"),
+        _all("onnx: layers", sites, weights.misuse, "are what the graph multiplies with"),
     ]
     if (folder / store.GRAPH).is_file():
         packed = PackedTables(folder)
@@ -62,18 +63,19 @@ class Initializers:
             return "the file has no initializer of this name"
         if tensor.data_type != onnx.TensorProto.FLOAT:
             return f"expected float32, found {onnx.TensorProto.DataType.Name(tensor.data_type)}"
-        batch, *matrix = site["shape"]
-        if list(tensor.dims) not in ([batch, *matrix], matrix if batch == 1 else None):
-            return f"expected shape {site['shape']}, found {list(tensor.dims)}"
+        view = site["view"]
+        if list(tensor.dims) != list(view["parameter"]):
+            return f"expected shape {view['parameter']}, found {list(tensor.dims)}"
         if any(entry.key == "location" and entry.value != DATA for entry in tensor.external_data):
             return f"its values are expected in {DATA}, found another file"
         array = onnx.numpy_helper.to_array(tensor, base_dir=str(self._folder))
-        return torch.from_numpy(array.copy()).view(site["shape"])  # the array is read-only memory of the file
+        # A copy: the array is read-only memory of the file.
+        return torch.from_numpy(array.copy()).permute(*view["axes"]).reshape(site["shape"])
 
     def misuse(self, site: dict[str, Any]) -> str | None:
         """Why the weight is not what the graph multiplies with, or None."""
         users = [node for node in self._nodes if site["name"] in node.input]
-        if any(_multiplies(node, site["name"]) for node in users):
+        if any(_multiplies(node, site["name"]) for node in users) or (users and site["kind"] != "linear"):
             return None
         return f"no Gemm with transB=1 reads it (its readers: {', '.join(node.op_type for node in users) or 'none'})"
 
@@ -92,9 +94,10 @@ class PackedTables:
         self._calls = {}
         reads = {node["name"]: node["tensor"] for node in graph["nodes"] if "tensor" in node}
         for node in graph["nodes"]:
-            if node.get("op") == _PACKED:
-                values = reads[node["args"][1]["node"]]
-                self._calls[values.removesuffix("_values")] = node["args"][-2:]
+            if node.get("op") in _PACKED:
+                first, pattern = _PACKED[node["op"]]
+                values = reads[node["args"][first]["node"]]
+                self._calls[values.removesuffix("_values")] = node["args"][pattern : pattern + 2]
 
     def difference(self, site: dict[str, Any], weights: Initializers) -> str | None:
         """Where the ONNX weight differs from the packed one, or None."""

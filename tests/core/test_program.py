@@ -17,6 +17,7 @@ from torch import nn
 from sparsec import PassManager, Program, _fx, store, trace
 from sparsec.errors import ArtifactError, GraphError, SparsecError, UsageError
 from sparsec.sites import SiteTable
+from sparsec.view import WeightView
 
 
 def traced(net: type[nn.Module] = Residual, width: int = 5) -> Program:
@@ -265,8 +266,8 @@ BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a site without name": lambda m: m["program"]["sites"][0].pop("name"),
     "a site with an unknown key": site("speed", 3),
     "a site of another name": site("name", "nowhere.weight"),
-    "a site of another shape": site("shape", [1, 5, 8]),
-    "a site of another size": site("shape", [1, 3, 3]),
+    "a site of another shape": site("view", {"axes": [0, 1], "parameter": [5, 8]}),
+    "a site of another size": site("view", {"axes": [0, 1], "parameter": [3, 3]}),
     "a site with a bad pattern": site("pattern", "3:2"),
     "a site with an unknown user": site("users", ["nobody"]),
     "a site with an unknown mask": site("mask", "nowhere"),
@@ -296,8 +297,8 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
         ({"users": ("nobody",)}, "its user nobody is not in the graph"),
         ({"mask": "up.weight_mask"}, r"its mask up\.weight_mask is not in the graph"),
         ({"name": "nowhere.weight"}, r"nowhere\.weight"),
-        ({"shape": (1, 5, 8)}, r"up\.weight"),
-        ({"shape": (1, 3, 3)}, r"up\.weight"),
+        ({"view": WeightView((0, 1), (5, 8))}, r"up\.weight"),
+        ({"view": WeightView((0, 1), (3, 3))}, r"up\.weight"),
     ],
 )
 def test_a_site_that_does_not_fit_the_graph_is_named(changes: dict[str, Any], message: str) -> None:

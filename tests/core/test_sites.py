@@ -12,10 +12,11 @@ from sparsec import trace
 from sparsec.errors import PatternError, UsageError
 from sparsec.pattern import NM, VNM
 from sparsec.sites import Site, SiteTable
+from sparsec.view import WeightView
 
 
 def site(name: str, **fields: Any) -> Site:
-    return Site(**{"name": name, "shape": (1, 4, 4), "users": ("linear",), "role": "linear", **fields})
+    return Site(**{"name": name, "view": WeightView((0, 1), (4, 4)), "users": ("linear",), "role": "linear", **fields})
 
 
 TABLE = SiteTable((site("a.fc1.weight"), site("a.fc2.weight"), site("pooler.weight", role="pooler", excluded="small")))

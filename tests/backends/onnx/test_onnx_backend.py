@@ -68,7 +68,16 @@ def frozen(
 def manifest_of(program: Program) -> dict[str, Any]:
     described = [(site.name, site.pattern, site.shape) for site in program.sites]
     return {
-        "sites": [{"name": n, "pattern": str(p) if p else None, "shape": list(s)} for n, p, s in described],
+        "sites": [
+            {
+                "name": n,
+                "pattern": str(p) if p else None,
+                "kind": "linear",
+                "shape": list(s),
+                "view": {"axes": [0, 1], "parameter": list(s[1:])},
+            }
+            for n, p, s in described
+        ],
         "backends": {"onnx": {}},
     }
 
