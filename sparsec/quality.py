@@ -50,6 +50,7 @@ def measure(sparse: Program, dense: Program, samples: Iterable[dict[str, Tensor]
             y0, y = expected[name].double(), found[name].double()
             y0, y = (y0, y) if y0.dim() > 1 else (y0.reshape(1, -1), y.reshape(1, -1))  # single numbers have no angle
             cosine = torch.nn.functional.cosine_similarity(y, y0, dim=-1)
+            cosine = cosine.masked_fill((y == y0).all(-1), 1.0)  # zero vectors have no angle, but may be equal
             cosines, vectors = cosines + float(cosine.sum()), vectors + cosine.numel()
             error, norm = error + float((y - y0).square().sum()), norm + float(y0.square().sum())
     return Quality(name, cosines / max(vectors, 1), (error / max(norm, 1e-300)) ** 0.5)

@@ -49,6 +49,10 @@ class KernelBackend(Backend):
             return Verdict(
                 site.name, False, "dense", f"{site.pattern} is stored small; no kernel makes it faster than dense"
             )
+        if (dtype := site.read(program.module).dtype) != torch.float32:
+            return Verdict(
+                site.name, False, "dense", f"{dtype} weights are stored packed; the kernels run float32 only"
+            )
         if not lowers_to_linear(program.module, site):
             return Verdict(
                 site.name, False, "dense", f"{_what(site)} is stored packed; there is no sparse kernel for it"
@@ -167,7 +171,8 @@ class SparseCall:
     @property
     def has_kernel(self) -> bool:
         """Whether a sparse kernel can run it on some machine."""
-        return self.view is None and isinstance(self.layout.pattern, (NM, VNM))
+        is_fp32 = self.layout.values.dtype == torch.float32
+        return self.view is None and isinstance(self.layout.pattern, (NM, VNM)) and is_fp32
 
 
 def sparse_calls(module: GraphModule) -> list[SparseCall]:
