@@ -43,6 +43,8 @@ def inputs_for_tokens(
     is not dynamic. Values repeat those of the example.
     """
     length = tokens
+    if "batch" not in dims:  # nothing can be resized
+        return dict(example), per_item * next(iter(example.values())).shape[0]
     if "length" in dims:
         longest = dims["length"][1] or tokens
         length = min(tokens, longest)
