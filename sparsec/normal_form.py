@@ -2,26 +2,26 @@
 
 1. Inputs come first, under the model's names; each weight is read just before its first use.
 2. Guards, assertions and what nothing uses are dropped; grad-mode and autocast regions are inlined.
-3. A write in place becomes its functional twin where nobody else sees the memory; elsewhere it is refused by name.
-4. Every node is typed, with our names of dynamic sizes, and knows the module it came from.
+3. A write in place becomes its functional twin (`_Writes`). Memory that is made to be overwritten is made of zeros.
+4. The grouped product of expert layers becomes `sparsec::expert_linear`, which needs no transformers.
+5. Every node is typed, with our names of dynamic sizes, and knows the module it came from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import getitem
 from typing import TYPE_CHECKING, Any
 
-from sparsec import _fx
+from sparsec import _fx, sizes, writes
 from sparsec.errors import TraceError
+from sparsec.sizes import Dynamic as Dynamic
 
 if TYPE_CHECKING:
     import torch
     from torch.fx import Graph, GraphModule, Node
 
-Dynamic = Mapping[str, Mapping[int, str]]
-"""Input name -> {dimension: name of the dynamic size}; inputs without entry have fixed sizes."""
+_GROUPED = ("transformers.grouped_mm_fallback.default", "aten._grouped_mm.default")
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
@@ -39,14 +39,14 @@ def normal_form(
     canonical = {alias: name for name, others in aliases.items() for alias in others}
     root, graph = torch.nn.Module(), torch.fx.Graph()
     placeholders = [node for node in source.graph.nodes if node.op == "placeholder"]
-    copier = _Copier(graph, source, _symbols(placeholders, names, dynamic))
+    copier = _Copier(graph, source, sizes.symbols(placeholders, names, dynamic))
     for node, name in zip(placeholders, names, strict=True):
         copier.new[node] = copier.typed(graph.placeholder(name), node)  # rule 1
     for node in source.graph.nodes:
         if node.op == "output":
             values = node.args[0] if isinstance(node.args[0], (list, tuple)) else (node.args[0],)
             keys = _output_names(exported, len(values))
-            graph.output({key: copier.new[value] for key, value in zip(keys, values, strict=True)})
+            graph.output({key: copier.current(value) for key, value in zip(keys, values, strict=True)})
         elif node.op == "get_attr":
             target = canonical.get(node.target, node.target)
             value = _fx.get_tensor(source, target)
@@ -91,23 +91,58 @@ class _Copier:
             self.new[node] = self._inline(node)
         elif node.target is getitem and isinstance(self.new[node.args[0]], list):  # type: ignore[index]
             self.new[node] = self.new[node.args[0]][node.args[1]]  # type: ignore[index]
+        elif writes.is_write(node):
+            self._write(node)
         else:
-            copied = self.typed(self.graph.node_copy(node, lambda argument: self.new[argument]), node)
-            if _writes(node):
-                copied.target = _functional_twin(node)  # rule 3
-                self.new[node.args[0]] = copied  # type: ignore[index]  # whoever reads the tensor later reads the result
+            copied = self.typed(self.graph.node_copy(node, self.current), node)
+            _replace_target(copied)
             self.new[node] = copied
 
+    def current(self, old: Node) -> Any:
+        """What an operand has become; a write's result is the tensor it wrote to, as it is by now."""
+        return self.new[writes.written(old)]
+
+    def _write(self, node: Node) -> None:
+        """Rule 3: what is read later is the twin's value, under every name of the memory that was written."""
+        twin = writes.functional_twin(node)
+        copied = self.typed(self.graph.node_copy(node, self.current), node)
+        copied.target = twin
+        target = writes.written(node)
+        if wider := writes.promoted(node):
+            copied.meta[_fx.TYPE] = _fx.type_of(node.meta["val"].to(wider), self.symbols)
+            copied = self._call("aten.to.dtype", (copied, node.meta["val"].dtype), node, target)
+        self.new[target] = copied
+        for view, base in writes.scattered(node):
+            operation = str(view.target).split(".")[1]
+            args = (self.new[base], self.new[view], *self._arguments(view))
+            self.new[base] = self._call(writes.SCATTER[operation], args, node, base)
+
+    def _arguments(self, view: Node) -> tuple[Any, ...]:
+        """The arguments of a view after its tensor, as new nodes."""
+        import torch
+
+        mapped: tuple[Any, ...] = torch.fx.map_arg(view.args[1:], self.current)
+        return mapped
+
+    def _call(self, name: str, args: tuple[Any, ...], node: Node, like: Node) -> Node:
+        import torch
+
+        operation, overload = name.split(".")[1:]
+        function = getattr(getattr(torch.ops.aten, operation), overload)
+        new = self.typed(self.graph.call_function(function, args), like)
+        new.meta[_fx.SCOPE] = writes.scope(node)
+        return new
+
     def typed(self, new: Node, old: Node) -> Node:
-        """Rule 4."""
-        new.meta = {_fx.TYPE: _fx.type_of(old.meta.get("val"), self.symbols), _fx.SCOPE: _scope(old)}
+        """Rule 5."""
+        new.meta = {_fx.TYPE: _fx.type_of(old.meta.get("val"), self.symbols), _fx.SCOPE: writes.scope(old)}
         return new
 
     def _inline(self, node: Node) -> Any:
         """Copy a region's body in its place (rule 2); returns its outputs."""
         position = next(i for i, arg in enumerate(node.args) if getattr(arg, "op", "") == "get_attr")
         if node.target._name == "wrap_with_autocast" and node.args[2]:
-            where = _scope(node) or "the model"
+            where = writes.scope(node) or "the model"
             raise TraceError(f"{where} runs under enabled autocast; trace it in the dtype it should have")
         body: Any = self.source.get_submodule(str(node.args[position].target))
         operands = iter(node.args[position + 1 :])
@@ -115,42 +150,34 @@ class _Copier:
         for child in body.graph.nodes:
             if child.op == "placeholder":
                 operand = next(operands)
-                inner.new[child] = self.new.get(operand, operand)  # type: ignore[arg-type]
+                inner.new[child] = self.current(operand) if hasattr(operand, "op") else operand  # type: ignore[arg-type]
             elif child.op == "output":
                 outputs = child.args[0]
                 return (
-                    [inner.new[value] for value in outputs]
+                    [inner.current(value) for value in outputs]
                     if isinstance(outputs, (list, tuple))
-                    else inner.new[outputs]
+                    else inner.current(outputs)
                 )
             else:
                 inner.copy(child)
         raise TraceError(f"node {node.name}: its region has no output")
 
 
-def _writes(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
-def _functional_twin(node: Node) -> Any:
-    """`aten.relu` for `aten.relu_`, where nothing else sees the memory that is written; else TraceError (rule 3)."""
+def _replace_target(node: Node) -> None:
+    """Rules 3 and 4 for operators that exist under another name."""
     import torch
 
-    written, (operation, overload) = node.args[0], str(node.target).split(".")[1:]
-    alone = not _is_view(written) and not any(_is_view(user) for user in written.users)  # type: ignore[arg-type]
-    twin = getattr(getattr(torch.ops.aten, operation.removesuffix("_"), None), overload, None)
-    if alone and written.op != "get_attr" and twin is not None:
-        return twin
-    where = _scope(node) or "the model"
-    raise TraceError(
-        f"{where} writes into a tensor in place ({node.target}); build the result with torch.where or torch.cat"
-    )
+    name = str(node.target)
+    if name in ("aten.empty.memory_format", "aten.empty_like.default", "aten.new_empty.default"):
+        zeros = name.split(".")[1].replace("empty", "zeros")
+        node.target = getattr(torch.ops.aten, zeros).default
+        if zeros == "zeros":
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "memory_format"}
+    elif name in _GROUPED and len(node.args) == 3 and not node.kwargs:
+        from sparsec.ops import expert_linear
 
-
-def _is_view(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and not schema.is_mutable and any(result.alias_info for result in schema.returns)
+        x, weight, offsets = node.args
+        node.target, node.args = expert_linear, (x, offsets, weight)
 
 
 def _dropped(node: Node) -> bool:
@@ -158,22 +185,3 @@ def _dropped(node: Node) -> bool:
     name = str(node.target)
     counts_batches = name == "aten.add_.Tensor" and str(node.args[0]).endswith("num_batches_tracked")
     return "_assert" in name or "sym_constrain_range" in name or counts_batches
-
-
-def _scope(node: Node) -> str:
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    scope = stack[-1][0] if stack else ""
-    return "" if scope.startswith("_empty") else scope
-
-
-def _symbols(placeholders: list[Node], names: list[str], dynamic: Dynamic) -> dict[str, str]:
-    """torch.export's size symbols, such as s72, by our names."""
-    import torch
-
-    symbols = {}
-    for node, name in zip(placeholders, names, strict=True):
-        for axis, size in dynamic.get(name, {}).items():
-            found = node.meta["val"].shape[axis]
-            if isinstance(found, torch.SymInt):
-                symbols[str(found.node.expr)] = size
-    return symbols

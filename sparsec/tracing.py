@@ -1,63 +1,110 @@
 """Trace a model into a Program: torch.export (non-strict, train mode), brought into normal form.
 
-1. The graph is exported in train mode, so that training and deployment share it; layerdrop and stochastic depth are
-   set to 0 first and listed in the origin. The program is handed out in eval mode.
+1. The graph is exported in train mode, so that training and deployment share it; caches and random parts that are no
+   dropout are off meanwhile (`modes.exporting`), the latter listed in the origin. The program comes in eval mode.
 2. Parameters keep the model's names and stay the same Parameter objects: training the graph trains the model.
 3. The graph is brought into normal form (`normal_form`); an operator that is not on the allow-list is refused by name.
+4. Conditions on dynamic sizes that the export left open are proven by running the model (`sizes`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import io
+import linecache
+import logging
+import re
+import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec import modes, operators
-from sparsec.errors import TraceError, UsageError
-from sparsec.normal_form import Dynamic, normal_form, output_names
+from sparsec import modes, operators, sizes
+from sparsec.errors import TraceError
+from sparsec.normal_form import normal_form, output_names
 from sparsec.program import Program
 from sparsec.roles import find_sites
+from sparsec.sites import Exclusion
+from sparsec.sizes import MAX_SIZE as MAX_SIZE
+from sparsec.sizes import Dynamic, Limits
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-_RANDOM_ATTRIBUTES = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop", "drop_path_rate", "router_jitter_noise")
-MAX_SIZE = 1 << 20  # of a dynamic size without a limit: torch.export wants one
 
 
 def trace(
     model: nn.Module,
     example_inputs: Mapping[str, Tensor] | Sequence[Tensor] | Tensor,
     dynamic: Dynamic | None = None,
-    limits: Mapping[str, int] | None = None,
+    limits: Limits | None = None,
     origin: dict[str, Any] | None = None,
 ) -> Program:
     """Trace `model` on example inputs, by name or by position.
 
     `dynamic`: which sizes vary; by default dimension 0 of every input, as one size `batch`. `limits`: the largest legal
-    value of a size, by its name. The model is left in the mode it came in. Raises TraceError with the reason when the
-    model cannot be captured as one graph.
+    value of a size, by its name, or its smallest and largest. The model is left in the mode it came in, with its cache
+    settings. Outputs that are no tensors are dropped and listed in the origin. Raises TraceError with the reason when
+    the model cannot be captured as one graph.
     """
-    import torch
-
     inputs = _named_inputs(model, example_inputs)
     dynamic = {name: {0: "batch"} for name, value in inputs.items() if value.dim()} if dynamic is None else dynamic
-    _check_dynamic(dynamic, limits or {}, inputs)
-    inputs = {name: _widen(value, dynamic.get(name, {})) for name, value in inputs.items()}
-    dims = _dims(dynamic, limits or {})
-    sizes = {name: torch.export.Dim(name, min=low, max=high or MAX_SIZE) for name, (low, high) in dims.items()}
-    shapes = {name: {axis: sizes[size] for axis, size in dynamic.get(name, {}).items()} for name in inputs}
-    with _training(model) as silenced, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about its own internals
-        try:
-            exported = torch.export.export(_DictOutput(model), (inputs,), dynamic_shapes=(shapes,), strict=False)
-        except Exception as error:  # torch.export raises many unrelated types
-            raise TraceError(_explain(model, error)) from error
-    about = {"class": type(model).__name__, **(origin or {}), **({"set_to_zero": silenced} if silenced else {})}
-    return from_exported(exported, inputs, dynamic, dims, about, _aliases(model))
+    sizes.check(dynamic, limits or {}, inputs)
+    inputs = {name: sizes.widen(value, dynamic.get(name, {})) for name, value in inputs.items()}
+    dims = sizes.ranges(dynamic, limits or {})
+    dropped: list[str] = []
+    with modes.exporting(model) as silenced:
+        exported = _export(model, inputs, dynamic, dims, dropped)
+        about = {"class": type(model).__name__, **(origin or {})}
+        about |= {"set_to_zero": silenced} if silenced else {}
+        about |= {"dropped_outputs": dropped} if dropped else {}
+        program = from_exported(exported, inputs, dynamic, dims, about, _aliases(model))
+        model.eval()
+        asked = sizes.conditions(exported, _symbols(exported, list(inputs), dynamic))
+        sizes.prove(
+            asked, dims, dynamic, inputs, lambda given: _as_dict(model(**given), []), lambda given: program(**given)
+        )
+    return program.replace(sites=replace(program.sites, exclusions=program.sites.exclusions + _unread(model, program)))
+
+
+def _export(
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    dynamic: Dynamic,
+    dims: Mapping[str, tuple[int, int | None]],
+    dropped: list[str],
+) -> torch.export.ExportedProgram:
+    import torch
+
+    dim = {name: torch.export.Dim(name, min=low, max=high or MAX_SIZE) for name, (low, high) in dims.items()}
+    shapes = {name: {axis: dim[size] for axis, size in dynamic.get(name, {}).items()} for name in inputs}
+    try:
+        with _quiet():
+            return torch.export.export(
+                _DictOutput(model, dropped),
+                (inputs,),
+                dynamic_shapes=(shapes,),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,  # as conditions, which rule 4 proves or refuses
+            )
+    except Exception as error:  # torch.export raises many unrelated types
+        raise TraceError(_explain(model, error)) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about its own internals, and prints the whole graph before it raises what we report."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = disabled
 
 
 def from_exported(
@@ -100,31 +147,6 @@ def _named_inputs(model: nn.Module, example: Mapping[str, Tensor] | Sequence[Ten
     return dict(example)
 
 
-def _check_dynamic(dynamic: Dynamic, limits: Mapping[str, int], inputs: dict[str, Tensor]) -> None:
-    """A misspelt name would give a graph of fixed sizes, which nobody asked for."""
-    for name, sizes in dynamic.items():
-        if name not in inputs:
-            raise UsageError(f"dynamic names the input {name!r}; the inputs are {', '.join(inputs)}")
-        if bad := [axis for axis in sizes if not 0 <= axis < inputs[name].dim()]:
-            raise UsageError(f"dynamic: input {name!r} has {inputs[name].dim()} dimensions, found dimension {bad[0]}")
-    known = {size for sizes in dynamic.values() for size in sizes.values()}
-    if unknown := sorted(set(limits) - known):
-        raise UsageError(f"limits names {unknown[0]!r}, which is no dynamic size; there are {', '.join(sorted(known))}")
-
-
-def _widen(value: Tensor, sizes: Mapping[int, str]) -> Tensor:
-    """Repeat dynamic dimensions of size 1: torch.export would take a 1 for a constant."""
-    for axis in sizes:
-        if value.shape[axis] == 1:
-            value = value.repeat_interleave(2, dim=axis)
-    return value
-
-
-def _dims(dynamic: Dynamic, limits: Mapping[str, int]) -> dict[str, tuple[int, int | None]]:
-    names = [size for sizes in dynamic.values() for size in sizes.values()]
-    return {name: (1, limits.get(name)) for name in dict.fromkeys(names)}
-
-
 def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Tied parameters: first name -> other names."""
     names: dict[int, list[str]] = {}
@@ -133,41 +155,56 @@ def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {first: tuple(others) for first, *others in names.values() if others}
 
 
-@contextlib.contextmanager
-def _training(model: nn.Module) -> Iterator[list[str]]:
-    """Train mode with structural randomness off (rule 1); restores everything, and yields what was set to 0."""
-    was_training = {module: module.training for module in model.modules()}
-    restore, silenced = [], []
-    for name, module in model.named_modules():
-        holders = (
-            [(name, module)] if module is not model else [(name, module), ("config", getattr(model, "config", None))]
-        )
-        for where, holder in holders:
-            names = [*_RANDOM_ATTRIBUTES, *(["drop_prob"] if "DropPath" in type(holder).__name__ else [])]
-            for attribute in names:
-                if isinstance(value := getattr(holder, attribute, None), float) and value > 0:
-                    restore.append((holder, attribute, value))
-                    silenced.append(f"{where}.{attribute}".lstrip("."))
-                    setattr(holder, attribute, 0.0)
-    model.train()
-    try:
-        yield silenced
-    finally:
-        for module, training in was_training.items():
-            module.training = training
-        for holder, attribute, value in restore:
-            setattr(holder, attribute, value)
+def _symbols(exported: torch.export.ExportedProgram, names: list[str], dynamic: Dynamic) -> dict[str, str]:
+    placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    return sizes.symbols(placeholders[-len(names) :], names, dynamic)
+
+
+def _unread(model: nn.Module, program: Program) -> tuple[Exclusion, ...]:
+    """Parameters that the graph does not read: they are named, like all that stay dense."""
+    read = {name for name, _ in program.module.named_parameters(remove_duplicate=False)}
+    reason = "no output depends on it, so the graph does not hold it"
+    return tuple(Exclusion(name, "unused", reason) for name, _ in model.named_parameters() if name not in read)
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return (
-        f"{type(model).__name__} cannot be captured as one graph: {type(error).__name__}: {first[:500]}. "
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    first = " ".join(lines[1:2]).lstrip("- ") if lines[0].startswith("Constraints violated") else lines[0]
+    advice = (
         "If a size is fixed by the model, leave it out of `dynamic`; if Python code depends on data, use torch.where"
+    )
+    for size, low, high in re.findall(r"(\w+) = Dim\('\1', min=(\d+), max=(\d+)\)", str(error)):
+        limits = f"limits={{'{size}': ({low}, {high})}}"
+        advice = f"It branches on {size}: one graph holds for {size} {low} to {high}; give {limits}"
+    return (
+        f"{type(model).__name__} cannot be captured as one graph: {_spot(model, error)}"
+        f"{type(error).__name__}: {first[:500].rstrip('.')}. {advice}"
     )
 
 
-def _DictOutput(model: nn.Module) -> nn.Module:
+def _spot(model: nn.Module, error: Exception) -> str:
+    """The module and the line of the model's own code where the export stopped, as far as the error knows them."""
+    import torch
+
+    names = {id(module): name or "the model" for name, module in model.named_modules()}
+    foreign = (str(Path(torch.__file__).parent), str(Path(__file__).parent), sysconfig.get_path("stdlib"))
+    installed = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    scope = spot = ""
+    frames = error.__traceback__
+    while frames is not None:
+        code, line = frames.tb_frame.f_code, frames.tb_lineno
+        scope = names.get(id(frames.tb_frame.f_locals.get("self")), scope)
+        file = code.co_filename
+        if scope and (file.startswith(installed) or not file.startswith(foreign)) and not file.startswith(foreign[:2]):
+            shown = next(
+                (file.removeprefix(folder).lstrip("/") for folder in installed if file.startswith(folder)), file
+            )
+            spot = f"{scope}, {shown}:{line}: `{linecache.getline(file, line).strip()[:120]}`: "
+        frames = frames.tb_next
+    return spot
+
+
+def _DictOutput(model: nn.Module, dropped: list[str]) -> nn.Module:
     """A wrapper whose outputs are a plain dict of tensors and whose parameter names are the model's (rule 2).
 
     It shares the model's own dictionaries and keeps the model out of them: an ordinary wrapper would prefix every name.
@@ -176,7 +213,7 @@ def _DictOutput(model: nn.Module) -> nn.Module:
 
     class DictOutput(torch.nn.Module):
         def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-            return _as_dict(self.__dict__["traced_model"](**inputs))
+            return _as_dict(self.__dict__["traced_model"](**inputs), dropped)
 
     wrapper = DictOutput()
     for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
@@ -185,8 +222,11 @@ def _DictOutput(model: nn.Module) -> nn.Module:
     return wrapper
 
 
-def _as_dict(outputs: Any) -> dict[str, Tensor]:
-    """Outputs by name: `output`, `output_1`, ... where the model names none. What is no tensor (a cache) is dropped."""
+def _as_dict(outputs: Any, dropped: list[str]) -> dict[str, Tensor]:
+    """Outputs by name: `output`, `output_1`, ... where the model names none.
+
+    What is no tensor (a cache, a tuple of hidden states) goes by name into `dropped`.
+    """
     import torch
 
     if isinstance(outputs, torch.Tensor):
@@ -196,6 +236,7 @@ def _as_dict(outputs: Any) -> dict[str, Tensor]:
     else:
         named = dict(zip(output_names(len(outputs)), outputs, strict=True))
     tensors = {str(name): value for name, value in named.items() if isinstance(value, torch.Tensor)}
+    dropped[:] = [str(name) for name, value in named.items() if value is not None and str(name) not in tensors]
     if not tensors:
         raise TraceError("it returns no tensor")
     return tensors
