@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ import pytest
 import torch
 from models import Classifier, Encoder, Gated, Residual, made, random
 from torch import Tensor, nn
+from torch.nn import functional
 
-from sparsec import graph, trace
-from sparsec.errors import GraphError, SparsecError
+from sparsec import graph, store, trace
+from sparsec.errors import ArtifactError, GraphError, SparsecError
 from sparsec.program import Program, read_graph, write_graph
 
 Data = dict[str, Any]
@@ -236,7 +239,7 @@ def test_a_hostile_graph_is_refused(change: Callable[[Data], None], monkeypatch:
     tensors = TENSORS | ({name: TENSORS["w"] for name in data["tensors"] if name != "other"}
                          if isinstance(data.get("tensors"), dict) else {})  # fmt: skip
 
-    with pytest.raises(GraphError) as caught:
+    with pytest.raises((GraphError, ArtifactError)) as caught:
         graph.from_json(data, tensors)
     assert len(str(caught.value)) < 2000
 
@@ -301,6 +304,76 @@ def test_an_output_key_that_is_traced_can_be_loaded_or_is_refused(key: Any, tmp_
         assert str(key) in refused
         return
     assert list(program(random(2, 5))) == list(Program.load(program.save(tmp_path / "saved"))(random(2, 5)))
+
+
+@pytest.mark.parametrize("name", ["up.weight", "down.bias"])
+def test_a_tensor_that_is_missing_is_named(name: str, tmp_path: Path) -> None:
+    folder = trace(made(Residual), (random(2, 5),)).save(tmp_path / "saved")
+    tensors = store.load_tensors(folder / "weights.safetensors")
+    del tensors[name]
+    store.save_tensors(folder / "weights.safetensors", tensors)
+
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors has \d+ bytes, which is not"):
+        Program.load(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    store.seal(folder, "sparsec-program", {key: value for key, value in manifest.items() if key != "files"})
+    with pytest.raises(ArtifactError, match=f"has no tensor '{name}', which graph.json reads: the folder is incompl"):
+        Program.load(folder)
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+class Tensors(nn.Module):
+    """Tensors of every kind that a dump must hash: odd types, views, empty, one number, a parameter under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(random(4, 6).T)
+        self.short = nn.Parameter(random(4).bfloat16())
+        self.register_buffer("mask", random(4) > 0)
+        self.register_buffer("none", torch.empty(0, 4))
+        self.register_buffer("scale", torch.tensor(-0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.linear(x, self.weight)[:, :4] * self.short.float() * self.scale
+        return torch.cat([x.where(self.mask, 0.0), self.none])
+
+
+def test_a_dump_with_hashes_is_the_same_after_saving_again_and_again(tmp_path: Path) -> None:
+    program = trace(made(Tensors), (random(2, 4),))
+    once = Program.load(program.save(tmp_path / "once"))
+    twice = Program.load(once.save(tmp_path / "twice"))
+
+    assert 5 == program.dump(hashes=True).count(" #")
+    assert program.dump(hashes=True) == once.dump(hashes=True) == twice.dump(hashes=True)
+    assert program.dump(hashes=True) == program.dump(hashes=True)
+    assert program.dump() == once.dump()
+
+
+def test_a_hash_is_of_the_values_bit_for_bit() -> None:
+    x = random(3, 4)
+
+    assert graph.content_hash(x) == graph.content_hash(x.T.contiguous().T) == graph.content_hash(nn.Parameter(x))
+    assert graph.content_hash(x) != graph.content_hash(x.T)
+    assert graph.content_hash(torch.zeros(2)) != graph.content_hash(-torch.zeros(2))
+    assert hashlib.sha256(struct.pack("<f", 1.5)).hexdigest()[:8] == graph.content_hash(torch.tensor(1.5))
+
+
+def test_only_the_hash_of_a_changed_weight_changes() -> None:
+    program = trace(made(Residual), (random(2, 5),)).clone()
+    before = program.dump(hashes=True).splitlines()
+    site = program.sites["up.weight"]
+    site.write(program.module, site.read(program.module) + torch.eye(8, 5) * 1e-7)
+    after = program.dump(hashes=True).splitlines()
+
+    assert ["@up.weight"] == [line.split()[3] for line, other in zip(before, after, strict=True) if line != other]
+
+
+def test_a_dump_does_not_tell_where_it_was_made() -> None:
+    assert ["input.device", "1::", ":2:3"] == [
+        graph._text(value) for value in (torch.device("cuda:1"), slice(1, None), slice(None, 2, 3))
+    ]
 
 
 def test_a_dump_has_a_line_for_each_node_and_no_values() -> None:
