@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from sparsec import registry
+from sparsec.errors import SparsecError
 from sparsec.layout import table_bytes
 from sparsec.pattern import Pattern
 from sparsec.pipeline import quote
@@ -15,12 +16,16 @@ _PATTERNS = ("2:4", "1:4", "2:8", "4:8", "64:2:5", "64:2:8", "128:2:8", "64:2:16
 
 
 def passes() -> list[dict[str, str]]:
-    """Name, first docstring line and options of every pass."""
+    """Name, first docstring line, options, who gives it, and whether it can be used here."""
     found = []
-    for name in registry.pass_table():
-        cls = registry.pass_class(name)
-        options = ", ".join(f"{f.name}={quote(f.default)}" for f in dataclasses.fields(cls))
-        found.append({"name": name, "summary": _summary(cls), "options": options})
+    for entry in registry.passes().values():
+        one = {"name": entry.name, "summary": "", "options": "", "from": entry.distribution, "status": "available"}
+        try:
+            cls = registry.pass_class(entry.name)
+            one |= {"summary": _summary(cls), "options": ", ".join(map(_option, dataclasses.fields(cls)))}
+        except SparsecError as error:
+            one["status"] = str(error)
+        found.append(one)
     return found
 
 
@@ -35,12 +40,28 @@ def patterns() -> list[dict[str, Any]]:
 
 
 def backends() -> list[dict[str, str]]:
-    """Name, what it writes, and whether it is available here."""
+    """Name, what it writes, who gives it, and whether it is available here."""
     found = []
-    for name in registry.backend_table():
-        one = registry.backend(name)
-        found.append({"name": name, "describes": one.describes, "status": one.unavailable() or "available"})
+    for entry in registry.backends().values():
+        one = {"name": entry.name, "describes": "", "from": entry.distribution, "status": "available"}
+        try:
+            backend = registry.backend(entry.name)
+            one |= {"describes": backend.describes, "status": backend.unavailable() or "available"}
+        except SparsecError as error:
+            one["status"] = str(error)
+        except Exception as error:  # a stranger's code may raise anything
+            if entry.distribution == registry.OURS:
+                raise
+            one["status"] = f"{type(error).__name__} of distribution {entry.distribution}: {error}"
+        found.append(one)
     return found
+
+
+def _option(field: dataclasses.Field[Any]) -> str:
+    """`score=magnitude`, or the bare name of an option that must be given."""
+    if field.default_factory is not dataclasses.MISSING:
+        return f"{field.name}={quote(field.default_factory())}"
+    return field.name if field.default is dataclasses.MISSING else f"{field.name}={quote(field.default)}"
 
 
 def _summary(cls: type) -> str:

@@ -29,6 +29,10 @@ class GraphError(SparsecError):
     """A graph is not well formed, or uses an operator outside the allow-list."""
 
 
+class PassError(SparsecError):
+    """A pass failed, or did not keep to its contract: a fault of the pass, not of the program it was given."""
+
+
 class ArtifactError(SparsecError):
     """A program or artifact folder that is damaged, foreign, or cannot be written."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
-from sparsec.errors import RecipeError, VerificationError
+from sparsec import invariants
+from sparsec.errors import PassError, RecipeError, SparsecError, VerificationError
 from sparsec.program import FACTS, Program
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 Equivalence = Literal["exact", "close", "lossy"]
 """What a pass does to the outputs: nothing, rounding only, or a change that is its purpose (pruning, training)."""
 CLOSE = 1e-5  # relative to the largest output: a reordered fp32 sum over up to 4096 products
+ALLOWED = {"exact": 0.0, "close": CLOSE, "lossy": float("inf")}
+CheckLevel = Literal["structure", "outputs"]
+NAME = re.compile(r"[a-z][a-z0-9-]*")  # of a pass or backend: needs no quotes in pass text and on a command line
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,10 @@ class Pass:
         return self.name + (f"{{{', '.join(options)}}}" if options else "")
 
 
+Watcher = Callable[[Pass, Program], None]
+"""Looks at a program before or after a pass; must not change it."""
+
+
 def quote(value: Any) -> str:
     """An option's value as recipe text: bare where that can be read back, else in double quotes."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -108,7 +117,7 @@ def quote(value: Any) -> str:
 
 @dataclass(frozen=True)
 class PassManager:
-    """Runs passes in order on a clone of a program."""
+    """Runs passes in order on a clone of a program, and believes none of them."""
 
     passes: tuple[Pass, ...]
 
@@ -120,80 +129,157 @@ class PassManager:
         return PassManager(parse_passes(text))
 
     def run(
-        self,
-        program: Program,
-        ctx: Context | None = None,
-        check: Literal["structure", "outputs"] = "structure",
-        after_each: Callable[[Pass, Program], None] | None = None,
+        self, program: Program, ctx: Context | None = None, check: CheckLevel = "structure", **watchers: Watcher
     ) -> Program:
-        """The changed program; the given one stays as it is. See `run_reported`."""
-        return self.run_reported(program, ctx, check, after_each)[0]
+        """The changed program; the given one stays as it is. See `run_reported`, of which this is the first result."""
+        return self.run_reported(program, ctx, check, **watchers)[0]
 
     def run_reported(
         self,
         program: Program,
         ctx: Context | None = None,
-        check: Literal["structure", "outputs"] = "structure",
-        after_each: Callable[[Pass, Program], None] | None = None,
+        check: CheckLevel = "structure",
+        before_each: Watcher | None = None,
+        after_each: Watcher | None = None,
     ) -> tuple[Program, tuple[PassReport, ...]]:
         """The changed program, and a report for each pass.
 
-        The order is checked before any work. `check="outputs"` also compares the outputs on the example inputs before
-        and after each pass, as its `equivalence` declares. `after_each` is called with each pass and its result.
+        The order is checked before any work. After each pass the graph, the sites, the facts and the origin's tensors
+        are checked; `check="outputs"` also compares the outputs on the example inputs as `equivalence` declares.
+        `before_each` and `after_each` are called with each pass and the program as it then stands. Raises the pass's
+        own SparsecError with the pass named, PassError for whatever else it raises or breaks.
         """
         ctx = ctx or Context()
         self.check_order(program.facts)
-        program, reports = program.clone(), []
+        given, program, reports = program, program.clone(), []
+        outputs = _outputs(program) if check == "outputs" and self.passes else None
         for step, one in enumerate(self.passes):
             ctx.progress(one.name, step, len(self.passes))
-            expected = program(**program.inputs) if check == "outputs" and one.equivalence != "lossy" else None
-            start = time.perf_counter()
-            result = one.run(program, ctx)
-            program = _finish(one, result.program)
-            reports.append(PassReport(str(one), time.perf_counter() - start, result.notes, result.data))
-            if expected is not None:
-                _compare(one, expected, program(**program.inputs))
+            if before_each:
+                before_each(one, program)
+            shared, start = invariants.snapshot(given), time.perf_counter()
+            with _blamed(self._place(step)):
+                result = _checked(one.run(program, ctx))
+                program = _finish(one, result.program, shared)
+                seconds = time.perf_counter() - start
+                if outputs is not None:
+                    outputs = _compare(one, outputs, _outputs(program))
+            reports.append(PassReport(str(one), seconds, result.notes, result.data))
             if after_each:
                 after_each(one, program)
         ctx.progress("passes", len(self.passes), len(self.passes))
         return program, tuple(reports)
 
     def check_order(self, facts: Iterable[str]) -> None:
-        """Raise RecipeError when a pass would run without what it requires."""
-        known = set(facts)
+        """Raise RecipeError when a pass would run without what it requires, PassError when one is no proper pass."""
         for one in self.passes:
-            if missing := one.requires - known:
-                makers = {fact: [p.name for p in self.passes if fact in p.establishes] for fact in missing}
-                hint = "; ".join(
-                    f"{fact} is established by {' or '.join(names)}" for fact, names in makers.items() if names
-                )
+            if problem := contract_problem(type(one)):
+                raise PassError(problem)
+        known, lost = set(facts), dict[str, str]()
+        for step, one in enumerate(self.passes):
+            if missing := sorted(one.requires - known):
                 raise RecipeError(
-                    f"pass {one.name} requires a program that is {' and '.join(sorted(missing))}; "
-                    f"here it would be {', '.join(sorted(known))}{'; ' + hint if hint else ''}"
+                    f"{self._place(step)} requires a program that is {' and '.join(missing)}; here it would be "
+                    f"{', '.join(sorted(known))}; {'; '.join(self._advice(step, fact, lost) for fact in missing)}"
                 )
+            lost |= dict.fromkeys(one.drops & known, one.name)
             known = (known - one.drops) | one.establishes
+
+    def _place(self, step: int) -> str:
+        """`pass freeze (after mask{pattern=2:4})`."""
+        before = f" (after {PassManager(self.passes[:step])})" if step else ""
+        return f"pass {self.passes[step].name}{before}"
+
+    def _advice(self, step: int, fact: str, lost: dict[str, str]) -> str:
+        """What to do about a fact that the pass at `step` misses. `lost`: fact -> the earlier pass that dropped it."""
+        from sparsec.recipe import passes_that_establish  # the recipe module builds on this one
+
+        name = self.passes[step].name
+        if fact in lost:
+            where = f"put {name} before it" if lost[fact] != name else f"leave the second {name} out"
+            return f"it is no longer {fact} after {lost[fact]}: {where}"
+        if later := next((one.name for one in self.passes[step + 1 :] if fact in one.establishes), None):
+            return f"{fact} is established by {later}: put {later} before {name}"
+        if makers := passes_that_establish(fact):
+            return f"{fact} is established by {' or '.join(makers)}: add it before {name}"
+        return f"no pass establishes {fact}: start from a program that is {fact}"
 
     def __str__(self) -> str:
         return " | ".join(map(str, self.passes))
 
 
-def _finish(one: Pass, program: Program) -> Program:
+def contract_problem(cls: type) -> str | None:
+    """Why a class cannot be a pass, or None."""
+    if not issubclass(cls, Pass):
+        return f"a {cls.__name__} is no pass; expected an instance of a frozen dataclass derived from sparsec.Pass"
+    name, where = getattr(cls, "name", None), f"pass {cls.__module__}.{cls.__qualname__}"
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        return f"{where}: expected a name of lower-case letters, digits and dashes, found {name!r}"
+    if "__dataclass_fields__" not in vars(cls):
+        return f"{where}: its options are lost; decorate the class with @dataclass(frozen=True)"
+    if getattr(cls, "equivalence", None) not in get_args(Equivalence):
+        words = " or ".join(get_args(Equivalence))
+        return f"{where}: expected an equivalence of {words}, found {getattr(cls, 'equivalence', None)!r}"
+    for key in ("requires", "establishes", "drops"):
+        facts = getattr(cls, key)
+        if not isinstance(facts, frozenset) or facts - FACTS:
+            return f"{where}: {key} is {facts!r}; expected a frozenset of {', '.join(sorted(FACTS))}"
+    return None
+
+
+@contextlib.contextmanager
+def _blamed(place: str) -> Iterator[None]:
+    """Name the pass in every error. The program was verified before the pass, so the pass is to blame."""
+    try:
+        yield
+    except SparsecError as error:
+        error.args = (f"{place}: {error}",)
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise PassError(
+            f"{place} failed with {type(error).__name__}: {reason}; nothing of the run is kept. This is a fault of the "
+            "pass: --debug shows where; tell its author"
+        ) from error
+
+
+def _checked(result: Any) -> PassResult:
+    if not isinstance(result, PassResult) or not isinstance(result.program, Program):
+        inner = f" of {type(result.program).__name__}" if isinstance(result, PassResult) else ""
+        raise PassError(f"run must return PassResult(program, notes, data), found {type(result).__name__}{inner}")
+    if not isinstance(result.notes, tuple) or not all(isinstance(note, Note) for note in result.notes):
+        raise PassError("the notes of its result must be a tuple of Note")
+    return result
+
+
+def _finish(one: Pass, program: Program, shared: invariants.Snapshot) -> Program:
     facts = (program.facts - one.drops) | one.establishes
-    assert facts <= FACTS, f"pass {one.name} establishes an unknown fact"
     program = program.replace(facts=facts, history=(*program.history, {"pass": str(one)}))
     program.verify()
+    invariants.check(program, shared)
     program.module.recompile()
     return program
 
 
-def _compare(one: Pass, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    allowed = 0.0 if one.equivalence == "exact" else CLOSE
+def _outputs(program: Program) -> dict[str, Tensor]:
+    # Gradients stay on: under no_grad torch may multiply a parameter and a masked copy of it in different orders.
+    return {name: value.detach() for name, value in program(**program.inputs).items()}
+
+
+def _compare(one: Pass, expected: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    if list(found) != list(expected):
+        raise VerificationError(f"the outputs are now {', '.join(found)}; they were {', '.join(expected)}")
     for name, value in expected.items():
+        if found[name].shape != value.shape or found[name].dtype != value.dtype:
+            now, then = (f"{x.dtype} {tuple(x.shape)}".removeprefix("torch.") for x in (found[name], value))
+            raise VerificationError(f"output {name} is now {now}; it was {then}")
         difference = relative_difference(found[name], value)
-        if difference > allowed:
-            raise VerificationError(
-                f"pass {one.name} changed output {name} by {difference:.2e}; it declares {one.equivalence}"
-            )
+        if difference > ALLOWED[one.equivalence]:
+            limit = f"it declares {one.equivalence} ({ALLOWED[one.equivalence]:.0e} is allowed)"
+            raise VerificationError(f"it changed output {name} by {difference:.2e}; {limit}")
+    return found
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:

@@ -6,20 +6,25 @@ A recipe file is YAML (JSON is YAML); unknown keys are errors. An artifact's man
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
+import reprlib
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 
-from sparsec.errors import RecipeError
+from sparsec.errors import PatternError, RecipeError, UsageError
+from sparsec.pattern import Pattern
 from sparsec.pipeline import Pass
-from sparsec.registry import pass_class
+from sparsec.registry import pass_class, passes
 
 _TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,{}|="\\]+)|([,{}|=]))')
 DEFAULT_PASSES = "mask | freeze"
+_SHORT = reprlib.Repr()  # aliases of aliases in YAML could be written out without end
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 
 
 class Recipe(pydantic.BaseModel):
@@ -35,7 +40,21 @@ class Recipe(pydantic.BaseModel):
     passes: str = DEFAULT_PASSES
     backends: tuple[str, ...] = ("kernel",)
     dtype: Literal["fp32"] = "fp32"
-    seed: int = 0
+    seed: int = pydantic.Field(0, ge=0, lt=2**63)  # what torch's generators take
+
+    @pydantic.field_validator("targets")
+    @classmethod
+    def _targets_parse(cls, targets: dict[str, str]) -> dict[str, str]:
+        for selector, text in targets.items():
+            try:
+                re.compile(selector.removeprefix("re:") if selector.startswith("re:") else "")
+                if text != "ignore":
+                    Pattern.parse(text)
+            except re.error as error:
+                raise RecipeError(f"target {selector!r} is not a regular expression: {error}") from None
+            except PatternError as error:
+                raise PatternError(f"target {selector!r}: {error}") from None
+        return targets
 
     @pydantic.field_validator("passes")
     @classmethod
@@ -51,7 +70,9 @@ class Recipe(pydantic.BaseModel):
             data = yaml.load(path.read_text(), _yaml_loader())  # a SafeLoader
         except OSError as error:
             raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except RecipeError as error:
+            raise RecipeError(f"recipe {path}, {error}") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a number beyond reason
             raise RecipeError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
         if isinstance(data, dict) and "recipe" in data:
             data = data["recipe"]
@@ -74,11 +95,24 @@ class Recipe(pydantic.BaseModel):
 
 
 def _yaml_loader() -> Any:
-    """YAML's safe loader, but 2:4 stays text: YAML 1.1 reads it as a number in base 60."""
+    """YAML's safe loader, stricter: no tag means anything, a key stands once, and 2:4 stays text (YAML 1.1 would read
+    it as a number in base 60)."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        pass
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [(key.value, key.start_mark.line + 1) for key, _ in node.value if isinstance(key.value, str)]
+            for i, (key, line) in enumerate(keys):
+                if key in dict(keys[:i]):
+                    raise RecipeError(f"line {line}: the key {key!r} stands twice; the first one would be lost")
+            return super().construct_mapping(node, deep)
+
+    def refuse(loader: yaml.SafeLoader, node: yaml.Node) -> None:
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        raise RecipeError(
+            f"line {node.start_mark.line + 1}: found the YAML tag {tag}; a recipe is plain data (text, numbers, lists, "
+            "mappings) and makes no objects; nothing was run. Write the value itself, without a tag"
+        )
 
     numbers = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
     resolvers = yaml.SafeLoader.yaml_implicit_resolvers
@@ -86,6 +120,7 @@ def _yaml_loader() -> Any:
         first: [(tag, pattern) for tag, pattern in entries if tag not in numbers]
         for first, entries in resolvers.items()
     }
+    Loader.add_constructor(None, refuse)  # None: every tag that the safe loader does not know
     Loader.add_implicit_resolver(numbers[0], re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
     return Loader
 
@@ -124,6 +159,16 @@ def make_pass(name: str, options: dict[str, Any]) -> Pass:
         raise RecipeError(f"pass {name}: {_explain(error)} (its options: {known})") from None
 
 
+def passes_that_establish(fact: str) -> list[str]:
+    """The names of the passes that make a program `fact`; one that cannot be loaded is left out."""
+    found = []
+    for name in passes():
+        with contextlib.suppress(UsageError):
+            if fact in pass_class(name).establishes:
+                found.append(name)
+    return found
+
+
 def _explain(error: pydantic.ValidationError) -> str:
     """The first problem as `key: what is wrong, found what`."""
     first = error.errors(include_url=False)[0]
@@ -132,7 +177,7 @@ def _explain(error: pydantic.ValidationError) -> str:
         return f"there is no option {key!r}"
     if first["type"] in ("missing", "missing_argument"):
         return f"{key} is missing"
-    return f"{key}: {first['msg'].removeprefix('Value error, ')}; found {first['input']!r}"
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}; found {_SHORT.repr(first['input'])}"
 
 
 def _options(tokens: Any, text: str, name: str) -> dict[str, str]:

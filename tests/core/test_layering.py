@@ -17,12 +17,13 @@ LEVELS = [  # a module imports only from levels above it
     {"pattern", "store"},
     {"layout", "_fx", "operators", "modes"},
     {"ops", "sites", "graph"},
-    {"roles", "program", "normal_form"},
+    {"roles", "program", "normal_form", "invariants"},
     {"tracing", "pipeline", "quality"},
-    {"backend", "registry"},
+    {"backend"},
+    {"registry"},
     {"recipe", "catalogue", "artifact"},
     {"models", "inspection", "description", "shorthand"},
-    {"api", "show"},
+    {"api", "show", "opt"},
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}

@@ -13,10 +13,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from models import Residual, made, random
 
 from sparsec import recipe as recipe_module
+from sparsec import trace
 from sparsec.columns import SOLVERS
-from sparsec.errors import RecipeError
+from sparsec.errors import RecipeError, UsageError
 from sparsec.passes.freeze import Freeze
 from sparsec.passes.lower import Lower
 from sparsec.passes.mask import Mask
@@ -194,7 +196,7 @@ texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
         include=st.lists(texts).map(tuple),
         passes=st.sampled_from(["mask | freeze", "mask{columns=l1} | freeze", 'mask{pattern="a b"}']),
         backends=st.lists(st.sampled_from(["kernel", "onnx"])).map(tuple),
-        seed=st.integers(),
+        seed=st.integers(0, 2**63 - 1),
     )
 )
 def test_a_recipe_reads_back_from_its_yaml(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -276,9 +278,84 @@ def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
         Recipe.read(tmp_path / "nothing.yaml")
 
 
-def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="is not YAML"):
-        Recipe.read(written(tmp_path, "model: !!python/object/apply:os.getcwd []\n"))
+@pytest.mark.parametrize(
+    ("value", "tag"),
+    [
+        ("!!python/object/apply:os.system ['touch owned']", "!!python/object/apply:os.system"),
+        ("!!python/name:os.system", "!!python/name:os.system"),
+        ("!!python/object:sparsec.Recipe {}", "!!python/object:sparsec.Recipe"),
+        ("!pattern 2:4", "!pattern"),
+    ],
+)
+@pytest.mark.parametrize("key", ["model: net\ntargets", "model"])
+def test_yaml_tags_make_no_objects(value: str, tag: str, key: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = written(tmp_path, f"# a recipe\n{key}: {value}\n")
+
+    with pytest.raises(RecipeError, match="nothing was run") as caught:
+        Recipe.read(path)
+    line = 1 + path.read_text().splitlines().index(f"{key}: {value}".splitlines()[-1])
+    assert f"recipe.yaml, line {line}: found the YAML tag {tag};" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"line 4: the key 're:fc1' stands twice; the first one would be lost"):
+        Recipe.read(written(tmp_path, "model: net\ntargets:\n  re:fc1: 2:4\n  re:fc1: 2:8\n"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 5000, "seed: " + "9" * 5000, "a: &a [x]\n" + "".join(f"k{i}: &k{i} [{'*a, ' * 9}*a]\n" for i in range(9))],
+    ids=["deep", "long number", "aliases"],
+)
+def test_a_yaml_bomb_is_refused_in_one_short_paragraph(text: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.read(written(tmp_path, text))
+
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+
+
+def test_an_alias_within_an_alias_is_not_written_out(tmp_path: Path) -> None:
+    levels = "".join(f"  - &l{i + 1} [{f'*l{i}, ' * 9}]\n" for i in range(12))
+
+    with pytest.raises(RecipeError) as caught:
+        Recipe.read(written(tmp_path, f"model: net\ntargets:\n  - &l0 [x]\n{levels}"))
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ({"re:(": "2:4"}, r"target 're:\(' is not a regular expression: missing \), unterminated subpattern"),
+        ({"re:fc1": "2:4", "re:*": "ignore"}, "target 're:\\*' is not a regular expression: nothing to repeat"),
+        ({"re:fc1": "4:2"}, "target 're:fc1': .*4:2"),
+    ],
+)
+def test_a_target_is_checked_before_any_model_is_loaded(targets: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Recipe(model="net", targets=targets)
+
+
+def test_a_name_with_marks_is_no_regular_expression() -> None:
+    assert {"fc1(": "2:4"} == Recipe(model="net", targets={"fc1(": "2:4"}).targets
+
+
+def test_later_targets_win_and_regular_expressions_choose_layers() -> None:
+    recipe = Recipe(model="net", targets={"*": "2:4", "re:down": "3:2:5", "up.weight": "ignore"})
+    sites = trace(made(Residual), (random(2, 5),)).sites.with_targets(recipe.targets)
+
+    assert ["None", "3:2:5"] == [str(site.pattern) for site in sites]
+    with pytest.raises(UsageError, match=r"'re:dwn' .* matches none of the 2 sites"):
+        sites.with_targets({"*": "2:4", "re:dwn": "2:8"})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**80])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    with pytest.raises(RecipeError, match="seed: "):
+        Recipe.from_data({**SMALL, "seed": seed})
 
 
 def test_a_recipe_cannot_be_changed() -> None:
