@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed or a check did not hold, 2 wrong usage.
 from __future__ import annotations
 
 import contextlib
+import enum
 import json
 import logging
 import sys
@@ -29,6 +30,13 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with; default: torch's.")]
 _debug = False
+
+
+class Check(enum.Enum):
+    """How much is proven after each pass: the structure, or that the outputs are what the pass declares too."""
+
+    structure = "structure"
+    outputs = "outputs"
 
 
 @app.callback()
@@ -154,28 +162,43 @@ def opt(
     program: Annotated[Path, typer.Argument(help="Program folder, as Program.save wrote it; or any MODEL of compile")],
     passes: Annotated[str, typer.Option(help="Pass text: 'mask{pattern=2:4} | freeze'")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to save the changed program in.")] = None,
-    dump_after_each: Annotated[
-        bool, typer.Option("--dump-after-each", help="Print the text IR after each pass.")
-    ] = False,
+    dump_before: Annotated[
+        list[str] | None, typer.Option(help="Print the text IR before this pass. Repeatable.")
+    ] = None,
+    dump_after: Annotated[list[str] | None, typer.Option(help="Print the text IR after this pass. Repeatable.")] = None,
+    dump_after_each: Annotated[bool, typer.Option("--dump-after-each", help="Print it after each pass.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Print what changed; with --dump-after-each, by pass.")] = False,
+    hashes: Annotated[
+        bool, typer.Option(help="Show a short content hash of each tensor, which reads them all.")
+    ] = True,
+    check: Annotated[Check, typer.Option(help="What is proven after each pass.")] = Check.outputs,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if sparsec wrote it.")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Read a .pt2 file, which can run code.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    threads: Threads = None,
+    as_json: Json = False,
 ) -> None:
-    """Run passes on a program and print its text IR."""
-    with _reporting(False):
-        from sparsec.models import load_model
-        from sparsec.pipeline import Context, PassManager
+    """Run passes on a program and print its text IR; the seconds of each pass go to stderr."""
+    with _reporting(as_json):
+        from sparsec import opt as job
+        from sparsec import show
+        from sparsec.pipeline import Context
         from sparsec.store import check_writable
 
-        manager = PassManager.parse(passes)
         if out:
             check_writable(out, force)
-        start = load_model(str(program), seed).program
-        after = (lambda one, then: print(f"after {one}\n{then.dump()}")) if dump_after_each else None
-        result = manager.run(start, Context(seed), check="outputs", after_each=after)
-        if not dump_after_each:
-            sys.stdout.write(result.dump())
+        _set_threads(threads)
+        said: list[dict[str, str]] = []
+        say = (lambda title, text: said.append({"title": title, "text": text})) if as_json else show.text
+        wanted = job.Dumps(tuple(dump_before or ()), tuple(dump_after or ()), dump_after_each, diff, hashes)
+        result, reports = job.run_passes(str(program), passes, Context(seed), wanted, check.value, trust, say)
         if out:
             result.save(out, force)
+        if not as_json:
+            return show.reports(reports)
+        data = {"program": str(program), "out": out and str(out), "facts": sorted(result.facts)}
+        dumps = said if dump_before or dump_after or dump_after_each or diff else []
+        _print_json({**data, "passes": job.as_data(reports), "dumps": dumps})
 
 
 @app.command()
@@ -187,9 +210,8 @@ def passes(as_json: Json = False) -> None:
         found = catalogue.passes()
         if as_json:
             return _print_json({"passes": found})
-        show.catalogue(
-            [(p["name"], p["summary"], p["options"]) for p in found], "pass", "what it does", "options = defaults"
-        )
+        rows = [(p["name"], p["summary"] or p["status"], p["options"], p["from"]) for p in found]
+        show.catalogue(rows, "pass", "what it does", "options = defaults", "from")
 
 
 @app.command()
@@ -201,9 +223,8 @@ def patterns(as_json: Json = False) -> None:
         found = catalogue.patterns()
         if as_json:
             return _print_json({"patterns": found})
-        show.catalogue(
-            [(p["text"], p["words"], p["bytes"]) for p in found], "pattern", "in words", "bytes of dense fp32"
-        )
+        rows = [(p["text"], p["words"], p["bytes"]) for p in found]
+        show.catalogue(rows, "pattern", "in words", "bytes of dense fp32")
 
 
 @app.command()
@@ -215,7 +236,8 @@ def backends(as_json: Json = False) -> None:
         found = catalogue.backends()
         if as_json:
             return _print_json({"backends": found})
-        show.catalogue([(b["name"], b["describes"], b["status"]) for b in found], "backend", "what it writes", "here")
+        rows = [(b["name"], b["describes"], b["status"], b["from"]) for b in found]
+        show.catalogue(rows, "backend", "what it writes", "here", "from")
 
 
 def _set_threads(threads: int | None) -> None:
@@ -230,7 +252,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _print_json(data: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(data, indent=1) + "\n")
+    sys.stdout.write(json.dumps(data, indent=1, default=str) + "\n")
 
 
 @contextlib.contextmanager

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     from sparsec.backend import Check
     from sparsec.inspection import Found
+    from sparsec.pipeline import PassReport
 
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 110  # of a pipe or file; rich would take 80
 out = Console(highlight=False, width=_WIDTH)
@@ -163,11 +165,35 @@ def found(weights: list[Found]) -> None:
     out.print(f"[bold]{sum(one.sparse for one in weights)} of {len(weights)} weights sparse[/]")
 
 
-def catalogue(rows: list[tuple[str, ...]], *columns: str) -> None:
+def text(title: str, body: str) -> None:
+    """A dump or a difference, as it stands: it may be piped into another program."""
+    sys.stdout.write((f"{title}\n" if title else "") + body)
+    sys.stdout.flush()
+
+
+def reports(passes: Sequence[PassReport]) -> None:
+    """What each pass of `opt` took and said, on stderr: stdout holds text that is the same on every run."""
+    console = Console(stderr=True, highlight=False, width=_WIDTH)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("pass", "seconds", "result", "notes"):
+        table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
+    for one in passes:
+        notes: dict[str, list[str]] = {}
+        for note in one.notes:
+            notes.setdefault(note.text, []).append(note.site)
+        said = [
+            f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {why}" for why, names in notes.items()
+        ]
+        result = ", ".join(f"{key}={value}" for key, value in one.data.items())
+        table.add_row(*map(escape, (one.text, f"{one.seconds:.3f}", result, "; ".join(said))))
+    console.print(table)
+
+
+def catalogue(rows: Sequence[tuple[str, ...]], *columns: str) -> None:
     """A plain table of names and what they are."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     out.print(table)

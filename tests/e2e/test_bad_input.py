@@ -150,6 +150,18 @@ def test_recipes_with_unknown_keys_or_no_yaml(model: str) -> None:
     assert "cannot be read" in refuse(2, "compile", "--recipe", "missing.yaml", "-o", "x")
 
 
+def test_a_recipe_with_yaml_tags() -> None:
+    Path("r.yaml").write_text("model: !!python/object/apply:os.system ['touch owned']\ntargets: {'*': '2:4'}\n")
+
+    assert "line 1: found the YAML tag !!python/object/apply:os.system" in refuse(2, "compile", "--recipe", "r.yaml")
+
+
+def test_a_recipe_with_a_selector_that_is_no_regular_expression() -> None:
+    Path("r.yaml").write_text("model: /nowhere\ntargets: {'re:(fc': '2:4'}\n")
+
+    assert "target 're:(fc' is not a regular expression" in refuse(2, "compile", "--recipe", "r.yaml", "-o", "x")
+
+
 @pytest.mark.parametrize("command", ["verify", "inspect", "bench"])
 def test_paths_that_hold_nothing(command: str) -> None:
     Path("empty").mkdir()

@@ -247,28 +247,6 @@ def test_inspect_finds_patterns_in_artifacts_checkpoints_and_onnx_files(
     assert run("verify", str(artifact / "model.onnx"), "--pattern", "1:4", cwd=tmp_path).returncode == 1
 
 
-def test_opt_runs_passes_on_a_saved_program_and_prints_the_text(folder: Path, tmp_path: Path) -> None:
-    from sparsec.models import load_model
-
-    load_model(str(folder)).program.save(tmp_path / "p.sparsec-program")
-    done = run(
-        "opt",
-        "p.sparsec-program",
-        "--passes",
-        "mask{pattern=2:4} | freeze",
-        "--dump-after-each",
-        "-o",
-        "q",
-        cwd=tmp_path,
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert "after mask{pattern=2:4}" in done.stdout
-    assert "aten.where.ScalarOther" in done.stdout
-    assert run("verify", "q", cwd=tmp_path).returncode == 0
-    assert run("compile", "q", "--pattern", "2:4", "--passes", "freeze", "-o", "z", cwd=tmp_path).returncode == 2
-
-
 def test_the_catalogues_list_every_name(tmp_path: Path) -> None:
     assert "magnitude" in run("passes", cwd=tmp_path).stdout
     assert "keep 2 of 5" in run("patterns", cwd=tmp_path).stdout
