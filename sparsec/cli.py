@@ -252,7 +252,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _print_json(data: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(data, indent=1, default=str) + "\n")
+    sys.stdout.write(json.dumps(data, indent=1) + "\n")
 
 
 @contextlib.contextmanager

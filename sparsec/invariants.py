@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 from sparsec import graph
 from sparsec.errors import PassError
@@ -36,3 +37,14 @@ def check(program: Program, shared: Snapshot) -> None:
     for name, (tensor, version) in shared.items():
         if tensor._version != version:
             raise PassError(f"it wrote into {name} in place, which others hold; use Site.write, which replaces it")
+
+
+def plain(value: Any) -> Any:
+    """A pass's data as JSON can hold it: a report must not fail after hours of work. What has no word becomes text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(value)
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)[:200]

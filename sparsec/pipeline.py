@@ -164,7 +164,7 @@ class PassManager:
                 seconds = time.perf_counter() - start
                 if outputs is not None:
                     outputs = _compare(one, outputs, _outputs(program))
-            reports.append(PassReport(str(one), seconds, result.notes, result.data))
+            reports.append(PassReport(str(one), seconds, result.notes, invariants.plain(result.data)))
             if after_each:
                 after_each(one, program)
         ctx.progress("passes", len(self.passes), len(self.passes))

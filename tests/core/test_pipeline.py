@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -201,6 +202,14 @@ def test_a_report_holds_text_time_notes_and_data(program: Program) -> None:
     assert "scale{by=2.0}" == report.text
     assert report.seconds >= 0
     assert ((Note("up.weight", "scaled"),), {"by": 2.0}) == (report.notes, report.data)
+
+
+def test_the_data_of_a_report_can_be_written_as_json(program: Program) -> None:
+    data = {"loss": math.nan, 3: (1, math.inf), "path": Path("x"), "nested": {"ok": True, "none": None, "half": 0.5}}
+    _, (report,) = PassManager((broken(lambda program: PassResult(program, data=data)),)).run_reported(program)
+
+    expected = {"loss": "nan", "3": [1, "inf"], "path": "x", "nested": {"ok": True, "none": None, "half": 0.5}}
+    assert expected == report.data == json.loads(json.dumps(report.data, allow_nan=False))
 
 
 def test_before_each_sees_every_pass_with_what_it_gets(program: Program) -> None:
