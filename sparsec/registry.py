@@ -157,8 +157,8 @@ def _declared(group: str) -> list[Entry]:
             continue
         seen.add(name)
         try:
-            for point in distribution.entry_points.select(group=group):
-                found.append(Entry(point.name, point.value.partition("[")[0].strip(), name))  # without extras
+            points = distribution.entry_points.select(group=group)
+            found += [Entry(point.name, point.value.partition("[")[0].strip(), name) for point in points]  # no extras
         except Exception as error:  # whatever the standard library's parser raises on damaged text
             why = f"the entry points of distribution {name} cannot be read: {_reason(error)}; reinstall it"
             found.append(Entry(name, "", name, why))
