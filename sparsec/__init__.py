@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sparsec.artifact import Artifact, load, verify
     from sparsec.errors import SparsecError
     from sparsec.pattern import Pattern
-    from sparsec.pipeline import Context, Pass, PassManager, PassResult
+    from sparsec.pipeline import Context, Note, Pass, PassManager, PassResult
     from sparsec.program import Program
     from sparsec.recipe import Recipe
     from sparsec.tracing import trace
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Artifact": "artifact",
     "Context": "pipeline",
+    "Note": "pipeline",
     "Options": "api",
     "Pass": "pipeline",
     "PassManager": "pipeline",
@@ -41,6 +42,7 @@ _HOMES = {
 __all__ = [
     "Artifact",
     "Context",
+    "Note",
     "Options",
     "Pass",
     "PassManager",

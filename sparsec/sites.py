@@ -31,7 +31,7 @@ class Site:
     role: str
     """What the layer does, found from the graph: attention.query, ffn.up, pooler, head, ..."""
     kind: str = "linear"
-    """How the graph uses it: linear, conv1d_hf, matmul, conv1d, conv2d or experts (see `uses`)."""
+    """How the graph uses it: linear, conv1d_hf, matmul, einsum, conv1d, conv2d or experts (see `uses`)."""
     aliases: tuple[str, ...] = ()
     """Other names of the same parameter (tied weights)."""
     excluded: str | None = None

@@ -33,7 +33,7 @@ class Use:
 
     node: Node
     kind: str
-    """linear, conv1d_hf ([in, out] weights), matmul, conv1d, conv2d, experts, embedding; or the operator's name."""
+    """linear, conv1d_hf ([in, out] weight), matmul, einsum, conv1d, conv2d, experts, embedding; or the operator's name."""
     view: WeightView | None = None
     """How the operator multiplies the parameter; None when it does not."""
     rows: int = 0
@@ -95,6 +95,9 @@ def _follow(node: Node, axes: tuple[int, ...], shape: tuple[int, ...], part: boo
 def _use(
     user: Node, value: Node, name: str, axes: tuple[int, ...], shape: tuple[int, ...], part: bool
 ) -> Iterator[Use]:
+    if name == "einsum":
+        view = _einsum_view(user, value, axes, shape)
+        yield Use(user, "einsum", view)
     for position, argument in enumerate(user.args):
         if argument is value:
             kind, order = _multiplies(name, position, axes, user)
@@ -119,6 +122,21 @@ def _multiplies(name: str, position: int, axes: tuple[int, ...], user: Node) -> 
     if name in ("conv1d", "conv2d") and position == 1:
         return name, axes
     return name, None
+
+
+def _einsum_view(node: Node, weight: Node, axes: tuple[int, ...], shape: tuple[int, ...]) -> WeightView | None:
+    """Rows are the letters that stay, cols those that are summed; None where a letter is in both operands and stays."""
+    equation, operands = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
+    inputs, _, output = equation.partition("->")
+    letters = inputs.split(",")
+    if len(operands) != 2 or not output or "." in equation:
+        return None
+    mine, other = letters[operands.index(weight)], letters[1 - operands.index(weight)]
+    rows = [i for i, letter in enumerate(mine) if letter in output]
+    cols = [i for i, letter in enumerate(mine) if letter not in output]
+    if not rows or not cols or any(mine[i] in other for i in rows) or any(mine[i] not in other for i in cols):
+        return None
+    return WeightView(tuple(axes[i] for i in rows + cols), shape, row_axes=len(rows))
 
 
 def _swapped(node: Node, axes: tuple[int, ...]) -> tuple[int, ...]:

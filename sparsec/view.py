@@ -20,6 +20,7 @@ class WeightView:
         convolution                 (out, in/g, kh, kw)    (0, 1, 2, 3)  g, out/g, in/g * kh * kw
         experts                     (experts, in, out)     (0, 2, 1)     experts, out, in
         stacked q, k, v             (3 * out, in)          (0, 1)        3, out, in
+        einsum ibh,hnd->ibnd        (in, heads, size)      (1, 2, 0)     1, heads * size, in
 
     >>> WeightView((1, 0), (768, 2304)).shape
     (1, 2304, 768)
@@ -32,6 +33,8 @@ class WeightView:
     """Into how many matrices the first axis is cut: groups of a convolution, stacked q, k and v."""
     experts: bool = False
     """Whether the first axis counts matrices."""
+    row_axes: int = 1
+    """How many of the axes make up the rows; more than one where an einsum keeps (heads, head size) apart."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -39,7 +42,8 @@ class WeightView:
         sizes = [self.parameter[axis] for axis in self.axes]
         if self.experts:
             return sizes[0], sizes[1], sizes[2]
-        return self.batch, sizes[0] // self.batch, math.prod(sizes[1:])
+        rows = math.prod(sizes[: self.row_axes])
+        return self.batch, rows // self.batch, math.prod(sizes[self.row_axes :])
 
     def to_matrices(self, parameter: Tensor) -> Tensor:
         """(batch, rows, cols) of a parameter; shares its memory where it can."""

@@ -12,6 +12,7 @@ import sparsec
 SURFACE = [
     "Artifact",
     "Context",
+    "Note",
     "Options",
     "Pass",
     "PassManager",

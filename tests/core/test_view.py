@@ -19,6 +19,7 @@ VIEWS = [
     WeightView((0, 1), (6, 4), 3),
     WeightView((0, 1, 2, 3), (6, 2, 3, 3), 2),
     WeightView((0, 2, 1), (3, 4, 6), experts=True),
+    WeightView((1, 2, 0), (8, 2, 3), row_axes=2),
 ]
 
 
@@ -114,7 +115,19 @@ class Raw(nn.Module):
         return (self.weight @ x.transpose(1, 2)).relu()
 
 
+class Einsum(nn.Module):
+    """Heads kept apart, as in XLNet: the input is summed, (heads, size) are the rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("ibh,hnd->ibnd", x, self.weight).relu()
+
+
 CASES = [
+    (Einsum, (2, 5, 8), "weight", "einsum", (1, 6, 8), "nm_weight"),
     (Conv1D, (4, 8), "weight", "conv1d_hf", (1, 6, 8), "nm_linear"),
     (Grouped, (2, 3, 5, 5), "conv.weight", "conv2d", (2, 3, 18), "nm_weight"),
     (Depthwise, (2, 4, 9), "mix.weight", "conv1d", (1, 8, 12), "nm_weight"),
