@@ -6,6 +6,7 @@ is spelled `py.add`. To allow another aten operator, check those three propertie
 
 from __future__ import annotations
 
+import importlib
 import operator
 from collections.abc import Callable
 from functools import cache
@@ -118,6 +119,8 @@ def resolve(name: str) -> Callable[..., Any]:
     import torch
 
     namespace, operation, overload = name.split(".")
+    if namespace == "sparsec":
+        importlib.import_module("sparsec.ops")  # which registers them, and builds on this module's level
     try:
         found: OpOverload = getattr(getattr(getattr(torch.ops, namespace), operation), overload)
     except AttributeError:
