@@ -33,7 +33,7 @@ class Use:
 
     node: Node
     kind: str
-    """linear, conv1d_hf ([in, out] weight), matmul, einsum, conv1d, conv2d, experts, embedding; or the operator's name."""
+    """linear, conv1d_hf ([in, out] weight), matmul, einsum, conv1d, conv2d, experts, embedding; or what it is."""
     view: WeightView | None = None
     """How the operator multiplies the parameter; None when it does not."""
     rows: int = 0
