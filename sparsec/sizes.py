@@ -4,6 +4,7 @@
 2. Python code that asked about a size while the model was exported leaves a condition in the graph. Where a legal size
    breaks it, the graph and the model are run at that size: equal outputs prove that the condition is a formality
    (most are: may this broadcast?). Different outputs mean that the model branches on its sizes, which is refused.
+3. A size that is too large to be tried ends the range just below it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Limits = Mapping[str, int | tuple[int, int]]
 """Name of a dynamic size -> its largest legal value, or its smallest and largest."""
 Run = Callable[[dict[str, "Tensor"]], dict[str, "Tensor"]]
 MAX_SIZE = 1 << 20  # of a dynamic size without a limit: torch.export wants one
-_LARGEST_RUN = 1 << 16  # elements of an input with which a condition is tried
+_LARGEST_RUN = 1 << 13  # elements of an input with which a condition is tried
 _TRIES = 8
 
 
@@ -118,20 +119,28 @@ def prove(
     inputs: Mapping[str, Tensor],
     model: Run,
     graph: Run,
-) -> None:
-    """Rule 2, or TraceError naming the sizes for which the model computes something else than the graph."""
+) -> dict[str, tuple[int, int | None]]:
+    """Rule 2; the ranges that are proven, or TraceError naming sizes at which model and graph differ."""
+    proven = dict(dims)
     for condition in asked:
         broken = _broken(condition, dims)
         for values in [*broken[:_TRIES], *broken[_TRIES:][-1:]]:
             tried = {name: _resized(value, dynamic.get(name, {}), values) for name, value in inputs.items()}
-            if max(value.numel() for value in tried.values()) <= _LARGEST_RUN and not _equal(tried, model, graph):
-                sizes = ", ".join(f"{name} {value}" for name, value in values.items())
-                example = next(iter(values))
-                raise TraceError(
-                    f"{condition.where} branches on sizes: at {sizes} the model computes something else than the graph "
-                    f"traced here, which holds where {condition.expression}. Give the range that is needed, such as "
-                    f"limits={{'{example}': (smallest, largest)}}, or leave the size out of `dynamic`"
-                )
+            if max(value.numel() for value in tried.values()) > _LARGEST_RUN:
+                name, size = max(values.items(), key=lambda item: item[1])
+                proven[name] = (dims[name][0], min(size - 1, proven[name][1] or MAX_SIZE))  # rule 3
+            elif not _equal(tried, model, graph):
+                raise TraceError(_branches(condition, values))
+    return proven
+
+
+def _branches(condition: Condition, values: Mapping[str, int]) -> str:
+    sizes = ", ".join(f"{name} {value}" for name, value in values.items())
+    return (
+        f"{condition.where} branches on sizes: at {sizes} the model computes something else than the graph "
+        f"traced here, which holds where {condition.expression}. Give the range that is needed, such as "
+        f"limits={{'{next(iter(values))}': (smallest, largest)}}, or leave the size out of `dynamic`"
+    )
 
 
 def _broken(condition: Condition, dims: Mapping[str, tuple[int, int | None]]) -> list[dict[str, int]]:

@@ -64,10 +64,12 @@ def trace(
         program = from_exported(exported, inputs, dynamic, dims, about, _aliases(model))
         model.eval()
         asked = sizes.conditions(exported, _symbols(exported, list(inputs), dynamic))
-        sizes.prove(
+        dims = sizes.prove(
             asked, dims, dynamic, inputs, lambda given: _as_dict(model(**given), []), lambda given: program(**given)
         )
-    return program.replace(sites=replace(program.sites, exclusions=program.sites.exclusions + _unread(model, program)))
+    return program.replace(
+        dims=dims, sites=replace(program.sites, exclusions=program.sites.exclusions + _unread(model, program))
+    )
 
 
 def _export(

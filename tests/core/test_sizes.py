@@ -67,6 +67,13 @@ def test_a_branch_that_makes_no_difference_is_proven_and_kept() -> None:
             assert torch.equal(model(x), program(x)["output"])
 
 
+def test_a_size_too_large_to_be_tried_ends_the_range() -> None:
+    model = made(lambda: Branches(3.0, lambda length: length == 5000))
+    program = trace(model, (random(2, 5, 4),), {"x": {1: "length"}}, {"length": 5000})
+
+    assert {"length": (1, 4999)} == program.dims
+
+
 class Cached(nn.Module):
     """A decoder's habit: a configuration that asks for a cache, and random parts by other names."""
 
