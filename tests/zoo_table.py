@@ -118,7 +118,11 @@ ROWS: dict[str, _Row] = {
     "llama": _row("Llama", "LlamaForCausalLM", _LLAMA),
     "llama-cls": _row("Llama", "LlamaForSequenceClassification", _LLAMA),
     "mistral": _row("Mistral", "MistralForCausalLM", {**_LLAMA, "sliding_window": 4}),
-    "mixtral": _row("Mixtral", "MixtralForCausalLM", {**_MOE, "intermediate_size": 56, "num_local_experts": 3, "router_jitter_noise": 0.1}),
+    "mixtral": _row(  # in bfloat16 torch's grouped product wants rows of a multiple of 16 bytes
+        "Mixtral",
+        "MixtralForCausalLM",
+        {**_MOE, "intermediate_size": 56, "num_local_experts": 3, "router_jitter_noise": 0.1},
+    ),
     "qwen2": _row("Qwen2", "Qwen2ForCausalLM", {**_LLAMA, "tie_word_embeddings": True}),
     "qwen3": _row("Qwen3", "Qwen3ForCausalLM", {**_LLAMA, "head_dim": 8}),
     "qwen3_moe": _row(
