@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _BATCH, _LENGTH = 2, 16
+_SAMPLES = 16000  # a second of sound
 log = logging.getLogger("sparsec")
 
 
@@ -76,15 +77,28 @@ def _from_hub(location: str, name: str, seed: int) -> Loaded:
     config: Any = model.config
     inputs = _example(model, tokenizer, location, seed)
     dynamic = {key: _sizes(key, value) for key, value in inputs.items()}
-    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    longest = _longest(model, getattr(config, "text_config", config))
     sizes = {size for axes in dynamic.values() for size in axes.values()} - {"batch"}
-    limits = {size: int(longest) for size in sizes} if longest and longest > 0 else {}
+    limits = dict.fromkeys(sizes, longest) if longest else {}
     origin = {"model": name, "config": _plain(config.to_diff_dict())}
-    program = trace(model, inputs, dynamic, limits, origin)
+    try:
+        program = trace(model, inputs, dynamic, limits, origin)
+    except TraceError as error:
+        raise TraceError(f"{error}; as package.module:function only the batch varies") from error
     if tokenizer is not None and "input_ids" in inputs:
         encoded = text.batches(tokenizer, list(inputs), count=8, length=min(64, longest or 64))
         return Loaded(program, encoded, "8 docstrings of the Python standard library, 64 tokens each")
     return _with_random_samples(program, seed)
+
+
+def _longest(model: nn.Module, config: Any) -> int | None:
+    """The most tokens that the model has positions for; RoBERTa's first positions stand for padding."""
+    names = ("max_position_embeddings", "n_positions", "max_target_positions")
+    known = [int(getattr(config, name, None) or 0) for name in names]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            known.append(int(module.num_embeddings) - int(module.padding_idx) - 1)
+    return min((longest for longest in known if longest > 0), default=None)
 
 
 def _pretrained(location: str) -> tuple[nn.Module, Any]:
@@ -106,8 +120,6 @@ def _pretrained(location: str) -> tuple[nn.Module, Any]:
         raise UsageError(
             f"{location}: transformers {transformers.__version__} has no architecture {names[0]!r} (config.json)"
         )
-    if hasattr(config, "use_cache"):
-        config.use_cache = False  # a traced graph has no cache
     try:
         model: nn.Module = cls.from_pretrained(location, config=config, dtype="float32")
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
@@ -121,7 +133,7 @@ def _tokenizer(location: str, vocabulary: int) -> Any:
 
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(location)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         log.info("%s: no tokenizer, so random tokens are used (%s)", location, str(error).splitlines()[0])
         return None
     ids = tokenizer(text.passages()[0])["input_ids"]
@@ -137,25 +149,45 @@ def _example(model: nn.Module, tokenizer: Any, location: str, seed: int) -> dict
     config: Any = model.config
     generator = torch.Generator().manual_seed(seed)
     accepted = inspect.signature(model.forward).parameters
-    if "input_ids" in accepted and getattr(config, "vocab_size", None):
+    inputs: dict[str, Tensor] = {}
+    vocabulary = getattr(getattr(config, "text_config", config), "vocab_size", None)
+    if "input_ids" in accepted and vocabulary:
         names = list(getattr(tokenizer, "model_input_names", None) or ["input_ids", "attention_mask"])
-        ids = torch.randint(0, config.vocab_size, (_BATCH, _LENGTH), generator=generator)
+        ids = torch.randint(0, vocabulary, (_BATCH, _LENGTH), generator=generator)
         made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
         inputs = {name: made[name] for name in names if name in accepted and name in made}
-        if getattr(config, "is_encoder_decoder", False):
-            inputs["decoder_input_ids"] = ids[:, : _LENGTH // 2].clone()
+    for name, shape in _signals(config).items():
+        if name in accepted:
+            inputs[name] = torch.randn(shape, generator=generator)
+    if getattr(config, "is_encoder_decoder", False) and inputs and vocabulary:
+        length = _LENGTH // 2
+        inputs["decoder_input_ids"] = torch.randint(0, vocabulary, (_BATCH, length), generator=generator)
+    if inputs:
         return inputs
-    if "pixel_values" in accepted and isinstance(getattr(config, "image_size", None), int):
-        shape = (_BATCH, config.num_channels, config.image_size, config.image_size)
-        return {"pixel_values": torch.randn(shape, generator=generator)}
     raise TraceError(
         f"{location}: no inputs are known for {type(model).__name__}; write a function that returns "
         "(model, example_inputs) and give it as package.module:function"
     )
 
 
+def _signals(config: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of images, spectrograms and sound, as far as the configuration tells them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    vision, mels = getattr(config, "vision_config", config), getattr(config, "num_mel_bins", None)
+    if size := getattr(vision, "image_size", None):
+        height, width = (size, size) if isinstance(size, int) else size
+        shapes["pixel_values"] = (_BATCH, getattr(vision, "num_channels", 3), height, width)
+    if mels and hasattr(config, "max_source_positions"):
+        shapes["input_features"] = (_BATCH, mels, 2 * config.max_source_positions)
+    elif mels and hasattr(config, "max_length"):
+        shapes["input_values"] = (_BATCH, config.max_length, mels)
+    elif hasattr(config, "conv_stride"):
+        shapes["input_values"] = (_BATCH, _SAMPLES)
+    return shapes
+
+
 def _sizes(name: str, value: Tensor) -> dict[int, str]:
-    if value.dim() != 2:
+    if value.dim() != 2 or value.is_floating_point():
         return {0: "batch"}
     return {0: "batch", 1: "decoder_length" if name.startswith("decoder_") else "length"}
 
