@@ -178,6 +178,8 @@ def _explain(model: nn.Module, error: Exception) -> str:
     for size, low, high in re.findall(r"(\w+) = Dim\('\1', min=(\d+), max=(\d+)\)", str(error)):
         limits = f"limits={{'{size}': ({low}, {high})}}"
         advice = f"It branches on {size}: one graph holds for {size} {low} to {high}; give {limits}"
+    for size, value in re.findall(r"^\s*(\w+) = (\d+)$", str(error), re.MULTILINE):
+        advice = f"The model fixes {size} at {value}: leave it out of `dynamic`"
     return (
         f"{type(model).__name__} cannot be captured as one graph: {_spot(model, error)}"
         f"{type(error).__name__}: {first[:500].rstrip('.')}. {advice}"
