@@ -13,10 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = [  # a module imports only from levels above it
-    {"version", "errors", "columns", "selection", "grouping", "timing", "text"},
+    {"version", "errors", "columns", "selection", "grouping", "timing", "text", "view"},
     {"pattern", "store"},
-    {"layout", "_fx", "operators", "modes"},
-    {"ops", "sites", "graph"},
+    {"layout", "_fx", "operators", "modes", "sizes", "writes"},
+    {"ops", "sites", "graph", "uses"},
     {"roles", "program", "normal_form", "invariants"},
     {"tracing", "pipeline", "quality"},
     {"backend"},
