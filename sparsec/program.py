@@ -96,7 +96,10 @@ class Program:
         return "\n".join(lines) + "\n" + graph.dump(self.module, hashes) + "\n"
 
     def write_back(self, model: nn.Module) -> None:
-        """Copy the program's parameters into the model it was traced from (same names and shapes)."""
+        """Copy the program's parameters and buffers into the model it was traced from (same names and shapes).
+
+        Buffers count: a permuted batch norm has permuted statistics.
+        """
         import torch
 
         if self.facts & {"masked", "lowered"}:
@@ -109,6 +112,10 @@ class Program:
                 if name not in targets or targets[name].shape != parameter.shape:
                     raise UsageError(f"write_back: the model has no parameter {name} of shape {tuple(parameter.shape)}")
                 targets[name].copy_(parameter)
+            buffers = dict(model.named_buffers())
+            for name, buffer in self.module.named_buffers():
+                if name in buffers and buffers[name].shape == buffer.shape:
+                    buffers[name].copy_(buffer)
 
     def save(self, path: str | Path, force: bool = False) -> Path:
         """Write the program to a folder: graph.json, weights.safetensors, its sites and history in manifest.json."""
