@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, ClassVar
@@ -39,7 +40,7 @@ _GRAMMAR = "N:M such as 2:4, V:N:M such as 64:2:5, unstructured:0.7, or dense (N
 
 
 @dataclass(frozen=True)
-class Pattern:
+class Pattern(ABC):
     """Base of all patterns: `Dense`, `Unstructured`, `NM` and `VNM`."""
 
     @staticmethod
@@ -60,14 +61,14 @@ class Pattern:
         raise PatternError(f"pattern {text!r} cannot be read; expected {_GRAMMAR}")
 
     @property
+    @abstractmethod
     def density(self) -> float:
         """Share of weights kept where no tail is involved."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def words(self) -> str:
         """The pattern in words, echoed wherever a user could read N as the number pruned."""
-        raise NotImplementedError
 
     def project(self, score: Tensor, columns: Solver = "greedy") -> Selection:
         """Select the weights of largest summed score. `score`: (rows, cols) or (batch, rows, cols), finite, >= 0."""
@@ -81,16 +82,17 @@ class Pattern:
             raise PatternError(f"{self}: scores must be finite and not negative; found NaN, Inf or values below 0")
         return self._project(score, columns)
 
+    @abstractmethod
     def mask(self, selection: Selection, cols: int) -> Tensor:
         """The kept weights as (batch, rows, cols) bool."""
-        raise NotImplementedError
 
+    @abstractmethod
     def violations(self, weight: Tensor) -> Violations:
         """Where the nonzeros of `weight`, (batch, rows, cols), break the pattern. NaN counts as nonzero."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _project(self, score: Tensor, columns: Solver) -> Selection:
-        raise NotImplementedError
+        """`project` on checked scores (batch, rows, cols)."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,9 @@ class Dense(Pattern):
 
     def _project(self, score: Tensor, columns: Solver) -> Selection:
         raise PatternError("dense keeps every weight: there is nothing to select")
+
+    def mask(self, selection: Selection, cols: int) -> Tensor:
+        raise PatternError("dense keeps every weight: there is no mask")
 
     def violations(self, weight: Tensor) -> Violations:
         """None: every weight is allowed."""
