@@ -183,5 +183,5 @@ def _replace_target(node: Node) -> None:
 def _dropped(node: Node) -> bool:
     """Assertions, which check what the exporter assumed, and batch norm's count of batches, which no output reads."""
     name = str(node.target)
-    counts_batches = name == "aten.add_.Tensor" and str(node.args[0]).endswith("num_batches_tracked")
+    counts_batches = name == "aten.add_.Tensor" and str(writes.written(node)).endswith("num_batches_tracked")
     return "_assert" in name or "sym_constrain_range" in name or counts_batches

@@ -580,3 +580,15 @@ def test_a_mask_of_minus_infinity_gives_what_the_model_gives() -> None:
     program = trace(Blocked(), (random(2, 3), keep))
 
     assert_equal(Blocked(), program, random(2, 3, seed=1), keep)
+
+
+def test_a_batch_norm_that_is_called_twice_is_traced() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(self.norm(x)))
+
+    assert_equal(made(Twice), trace(made(Twice), (random(2, 4, 5),)), random(3, 4, 5))
