@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from sparsec.backend import FP32_TOLERANCE
 from sparsec.layout import table_bytes
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def describe(program: Program, recipe: Recipe, measured: Quality, samples_are: s
         },
         "sites": [_describe_site(site) for site in program.sites],
         "exclusions": [{"name": e.name, "role": e.role, "reason": e.reason} for e in program.sites.exclusions],
-        "tolerance": 1e-5,
+        "tolerance": FP32_TOLERANCE,
     }
 
 
