@@ -33,7 +33,7 @@ SOLE_IMPORTERS = {"transformers": {"models"}, "typer": {"cli"}, "rich": {"cli", 
 HEAVY = ["torch", "numpy", "scipy", "onnx", "onnxruntime", "onnxscript", "transformers", "safetensors", "pydantic"]
 
 CORE = sorted((ROOT / "sparsec").glob("*.py"))
-AXES = sorted((ROOT / "sparsec" / "axes").glob("*.py"))  # a package of its own, at the level `axes`
+PACKAGES = {name: sorted((ROOT / "sparsec" / name).glob("*.py")) for name in ("axes", "cli")}  # each at its level
 PLUGINS = sorted([*(ROOT / "passes").rglob("*.py"), *(ROOT / "backends").rglob("*.py")])
 
 
@@ -66,7 +66,7 @@ def core_modules(path: Path, with_typing: bool = False) -> set[str]:
 
 
 def test_every_module_of_the_core_has_a_level() -> None:
-    assert {path.stem for path in CORE} - SURFACE | {"axes"} == LEVEL.keys()
+    assert {path.stem for path in CORE} - SURFACE | PACKAGES.keys() == LEVEL.keys()
     assert sum(len(names) for names in LEVELS) == len(LEVEL)
 
 
@@ -77,9 +77,12 @@ def test_the_core_imports_only_from_levels_above(path: Path) -> None:
     assert set() == wrong
 
 
-@pytest.mark.parametrize("path", AXES, ids=lambda path: path.stem)
-def test_the_axes_package_imports_itself_and_levels_above(path: Path) -> None:
-    assert set() == {name for name in core_modules(path) if name != "axes" and LEVEL[name] >= LEVEL["axes"]}
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_of_the_core_imports_itself_and_levels_above(package: str) -> None:
+    for path in PACKAGES[package]:
+        wrong = {name for name in core_modules(path) if name != package and LEVEL[name] >= LEVEL[package]}
+
+        assert set() == wrong, path
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
@@ -103,12 +106,13 @@ def test_a_pass_or_backend_imports_the_core_and_its_own_package_only(path: Path)
 
 @pytest.mark.parametrize("package", SOLE_IMPORTERS)
 def test_a_third_party_stays_in_its_one_module(package: str) -> None:
-    users = {path.stem for path in CORE for name, _ in imports(path) if name.split(".")[0] == package}
+    files = {path: path.stem for path in CORE} | {path: name for name, paths in PACKAGES.items() for path in paths}
+    users = {module for path, module in files.items() for name, _ in imports(path) if name.split(".")[0] == package}
 
     assert users <= SOLE_IMPORTERS[package]
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*CORE, *PACKAGES["cli"]], ids=lambda path: path.stem)
 def test_the_core_imports_nothing_heavy_at_its_top(path: Path) -> None:
     allowed = {"ops": {"torch"}, "recipe": {"pydantic"}}.get(path.stem, set())
     top = {name.split(".")[0] for name, at_import in imports(path) if at_import}

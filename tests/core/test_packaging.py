@@ -12,7 +12,7 @@ SOURCES = ("*.cpp", "*.cc", "*.c", "*.h", "*.hpp")
 
 
 def test_the_list_of_packages_is_the_folders() -> None:
-    folders = {"sparsec", "sparsec.axes"}
+    folders = {"sparsec", "sparsec.axes", "sparsec.cli"}
     for top in ("passes", "backends"):
         found = [path.parent.relative_to(ROOT) for path in (ROOT / top).rglob("__init__.py")]
         folders |= {".".join(("sparsec", *folder.parts)) for folder in found}

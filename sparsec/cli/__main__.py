@@ -1,0 +1,5 @@
+"""`python -m sparsec.cli`."""
+
+from sparsec.cli import main
+
+main()

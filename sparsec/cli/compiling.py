@@ -1,0 +1,60 @@
+"""`sparsec compile`: the main job."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsec.cli.terminal import Json, Threads, folder_bytes, print_json, progress, reporting, set_threads
+
+
+def compile(
+    model: Annotated[
+        str | None, typer.Argument(help="HF folder or hub id, module:function, program, .pt2, demo:minilm")
+    ] = None,
+    pattern: Annotated[str | None, typer.Option(help="Pattern of every eligible site, such as 64:2:5 or 2:4.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder to write; default: MODEL's name + .sparsec")
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="SELECTOR=PATTERN for some sites: 're:fc1=64:2:8'. Repeatable.")
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Selector of sites that stay dense. Repeatable.")] = None,
+    include_pooler: Annotated[bool, typer.Option("--include-pooler", help="Make poolers sparse too.")] = False,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe YAML, or the manifest.json of an artifact.")] = None,
+    passes: Annotated[str | None, typer.Option(help="Pass text; default: mask | freeze.")] = None,
+    score: Annotated[str | None, typer.Option(help="Importance score of the mask pass.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Column choice of V:N:M: l1, l2, greedy, exact.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Comma-separated: kernel, onnx. Default: kernel.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random; default 0.")] = None,
+    threads: Threads = None,
+    min_quality: Annotated[float | None, typer.Option(help="Fail below this cosine with the dense original.")] = None,
+    allow_dense: Annotated[bool, typer.Option("--allow-dense", help="Accept sites without pattern.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if sparsec wrote it.")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Read a .pt2 file, which can run code.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a model sparse, write an artifact, prove it and measure it."""
+    with reporting(as_json):
+        from sparsec import api
+        from sparsec.shorthand import recipe_of
+
+        made = recipe_of(model, pattern, layer, ignore, include_pooler, recipe, passes, score, columns, backend, seed)
+        if dry_run:
+            sys.stdout.write(made.model_dump_json(indent=1) + "\n" if as_json else made.to_yaml())
+            return None
+        set_threads(threads)
+        folder = out or Path(Path(made.model.replace(":", "-")).name + ".sparsec")
+        with progress(as_json) as show_progress:
+            options = api.Options(force, trust, min_quality, allow_dense, progress=show_progress)
+            artifact = api.compile_recipe(made, folder, options)
+        if as_json:
+            return print_json({"path": str(folder), **artifact.manifest})
+        from sparsec import show
+
+        show.manifest(artifact.manifest, folder_bytes(folder))
+        show.out.print(f"[bold]Wrote {folder}[/]")

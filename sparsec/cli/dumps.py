@@ -1,0 +1,61 @@
+"""`sparsec opt`: passes on a program, and its text IR."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsec.cli.terminal import Json, Threads, print_json, reporting, set_threads
+
+
+class Check(enum.Enum):
+    """How much is proven after each pass: the structure, or that the outputs are what the pass declares too."""
+
+    structure = "structure"
+    outputs = "outputs"
+
+
+def opt(
+    program: Annotated[Path, typer.Argument(help="Program folder, as Program.save wrote it; or any MODEL of compile")],
+    passes: Annotated[str, typer.Option(help="Pass text: 'mask{pattern=2:4} | freeze'")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to save the changed program in.")] = None,
+    dump_before: Annotated[
+        list[str] | None, typer.Option(help="Print the text IR before this pass. Repeatable.")
+    ] = None,
+    dump_after: Annotated[list[str] | None, typer.Option(help="Print the text IR after this pass. Repeatable.")] = None,
+    dump_after_each: Annotated[bool, typer.Option("--dump-after-each", help="Print it after each pass.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Print what changed; with --dump-after-each, by pass.")] = False,
+    hashes: Annotated[
+        bool, typer.Option(help="Show a short content hash of each tensor, which reads them all.")
+    ] = True,
+    check: Annotated[Check, typer.Option(help="What is proven after each pass.")] = Check.outputs,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if sparsec wrote it.")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Read a .pt2 file, which can run code.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Run passes on a program and print its text IR; the seconds of each pass go to stderr."""
+    with reporting(as_json):
+        from sparsec import opt as job
+        from sparsec import show
+        from sparsec.pipeline import Context
+        from sparsec.store import check_writable
+
+        if out:
+            check_writable(out, force)
+        set_threads(threads)
+        said: list[dict[str, str]] = []
+        say = (lambda title, text: said.append({"title": title, "text": text})) if as_json else show.text
+        wanted = job.Dumps(tuple(dump_before or ()), tuple(dump_after or ()), dump_after_each, diff, hashes)
+        result, reports = job.run_passes(str(program), passes, Context(seed), wanted, check.value, trust, say)
+        if out:
+            result.save(out, force)
+        if not as_json:
+            return show.reports(reports)
+        data = {"program": str(program), "out": out and str(out), "facts": sorted(result.facts)}
+        dumps = said if dump_before or dump_after or dump_after_each or diff else []
+        print_json({**data, "passes": job.as_data(reports), "dumps": dumps})

@@ -1,0 +1,49 @@
+"""Commands that look: what is in files, and whether it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsec.cli.terminal import Json, Threads, folder_bytes, print_json, reporting, set_threads
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="Artifact, program, model folder, .safetensors or .onnx file")],
+    pattern: Annotated[str | None, typer.Option(help="The pattern that every sparse weight must satisfy.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that files are what they claim to be; exit 0 only if everything holds."""
+    with reporting(as_json):
+        from sparsec import inspection, show
+
+        set_threads(threads)
+        results = inspection.verify(path, pattern)
+        if as_json:
+            print_json({"path": str(path), "ok": all(r.ok for r in results), "checks": [vars(r) for r in results]})
+        else:
+            show.checks(results)
+        if not all(result.ok for result in results):
+            raise typer.Exit(1)
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Artifact, program, model folder, .safetensors or .onnx file")],
+    as_json: Json = False,
+) -> None:
+    """Show sites, patterns, sparsity and sizes of anything that holds weights."""
+    with reporting(as_json):
+        from sparsec import inspection, show
+
+        kind, found = inspection.inspect(path)
+        if as_json:
+            return print_json({"path": str(path), "kind": kind, **inspection.to_json(kind, found)})
+        if kind == "artifact":
+            show.manifest(found, folder_bytes(path))
+        elif kind == "program":
+            show.out.print(found.dump(), markup=False, soft_wrap=True, end="")
+        else:
+            show.found(found)
