@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from sparsec.cli import compiling, dumps, lists, look, speed, terminal
+from sparsec.cli import bench, compiling, dumps, lists, look, terminal
 
 app = typer.Typer(
     help="A compiler for sparse Transformers: smaller, faster, and proven bit for bit.",
@@ -24,7 +24,7 @@ for command in (
     compiling.compile,
     look.verify,
     look.inspect,
-    speed.bench,
+    bench.bench,
     dumps.opt,
     lists.passes,
     lists.patterns,

@@ -1,4 +1,4 @@
-"""Commands about speed."""
+"""`sparsec bench`: how much faster than what you would use instead."""
 
 from __future__ import annotations
 
