@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from sparsec import _fx
 from sparsec.backend import FP32_TOLERANCE, Backend, Check, CheckData, Emitted, Verdict, compare
+from sparsec.backends.kernel.calls import sparse_calls
 from sparsec.backends.kernel.cpu import library
 from sparsec.backends.kernel.cpu.linear import stream_linear
 from sparsec.backends.kernel.cpu.stream import pack, unpack
-from sparsec.errors import ArtifactError, PatternError
-from sparsec.layout import SparseLayout, decompress, validate
-from sparsec.ops import layout_of, nm_linear, nm_weight
+from sparsec.backends.kernel.install import install_kernels
+from sparsec.layout import SparseLayout, decompress
 from sparsec.pattern import NM, VNM
 from sparsec.pipeline import PassManager, relative_difference
 from sparsec.program import Program, bind, read_graph, write_graph
 from sparsec.uses import lowers_to_linear
-from sparsec.view import WeightView
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.fx import GraphModule, Node
+    from torch.fx import GraphModule
 
     from sparsec.sites import Site
 
-log = logging.getLogger("sparsec")
 _KERNEL_TOKENS = (1, 3, 40)  # one size for each kernel, and one that leaves a tail in both
 
 
@@ -124,89 +117,6 @@ class Runnable(torch.nn.Module):
         return outputs
 
 
-def install_kernels(module: GraphModule, dense: bool = False) -> GraphModule:
-    """Replace every call on packed tables by this machine's kernel on one stream, or by a dense weight."""
-    for call in sparse_calls(module):
-        if call.has_kernel and library.level() is not None and not dense:
-            _install_stream(module, call)
-            continue
-        if call.has_kernel and not dense:
-            _say_once(library.unavailable_reason() or "the kernels are switched off")
-        _install_dense(module, call)
-    _fx.prune_unused(module)
-    module.graph.lint()
-    module.recompile()
-    return module
-
-
-def _install_stream(module: GraphModule, call: SparseCall) -> None:
-    node, name = call.node, f"{call.site}_stream"
-    if not _fx.has_tensor(module, name):  # a shared weight is packed once
-        _fx.set_tensor(module, name, pack(call.layout))
-    args = (node.args[0], _fx.attribute(module, name, node), node.args[4], call.layout.shape[1])
-    _fx.replace(node, _fx.call(node, stream_linear, args, node.meta[_fx.TYPE], "stream_linear"))
-
-
-def _install_dense(module: GraphModule, call: SparseCall) -> None:
-    node, name = call.node, f"{call.site}_dense"
-    if not _fx.has_tensor(module, name):
-        weight = decompress(call.layout)
-        _fx.set_tensor(module, name, weight[0] if call.view is None else call.view.to_parameter(weight))
-    new = weight_node = _fx.attribute(module, name, node)
-    if call.view is None:
-        args = (node.args[0], weight_node, node.args[4])
-        new = _fx.call(node, torch.ops.aten.linear.default, args, node.meta[_fx.TYPE], "linear")
-    _fx.replace(node, new)
-
-
-@dataclass(frozen=True)
-class SparseCall:
-    """A node of a lowered graph that reads packed tables: nm_linear, or nm_weight with the view of its parameter."""
-
-    node: Node
-    site: str
-    layout: SparseLayout
-    view: WeightView | None
-
-    @property
-    def has_kernel(self) -> bool:
-        """Whether a sparse kernel can run it on some machine."""
-        is_fp32 = self.layout.values.dtype == torch.float32
-        return self.view is None and isinstance(self.layout.pattern, (NM, VNM)) and is_fp32
-
-
-def sparse_calls(module: GraphModule) -> list[SparseCall]:
-    """All calls on packed tables, each checked; raises ArtifactError naming the site."""
-    found = []
-    for node in _fx.calls(module.graph, nm_linear):
-        _, *tables, _, pattern, in_features = node.args
-        found.append(_sparse_call(module, node, tables, pattern, in_features, None))
-    for node in _fx.calls(module.graph, nm_weight):
-        *tables, pattern, in_features, axes, parameter = node.args
-        view = (axes, parameter)
-        found.append(_sparse_call(module, node, tables, pattern, in_features, view))
-    return found
-
-
-def _sparse_call(
-    module: GraphModule, node: Node, tables: list[Any], pattern: Any, in_features: Any, view: Any
-) -> SparseCall:
-    site = str(tables[0].target).removesuffix("_values")
-    tensors = [_fx.get_tensor(module, str(table.target)) if table is not None else None for table in tables]
-    try:
-        layout = layout_of(tensors[0], tensors[1], tensors[2], str(pattern), int(in_features))  # type: ignore[arg-type]
-    except PatternError as error:
-        raise ArtifactError(f"{site}: {error}") from error
-    validate(layout, site)
-    if view is None:
-        return SparseCall(node, site, layout, None)
-    axes, parameter = tuple(view[0]), tuple(view[1])
-    fits = sorted(axes) == list(range(len(parameter))) and math.prod(parameter) == math.prod(layout.shape)
-    if not fits:
-        raise ArtifactError(f"{site}: a parameter of shape {parameter} does not hold {layout.shape} weights")
-    return SparseCall(node, site, layout, WeightView(axes, parameter))
-
-
 def _what(site: Site) -> str:
     """The layer in words, with its article."""
     words = {"conv1d": "a convolution", "conv2d": "a convolution", "experts": "a stack of experts"}
@@ -219,11 +129,6 @@ def _caveat(pattern: NM | VNM) -> str:
         return "the plain x86-64 kernels are slower than dense from about 8 tokens"
     in_panel = pattern.m <= 16 or (isinstance(pattern, VNM) and pattern.v % 16 == 0)
     return "" if in_panel else f"{pattern} has groups wider than 16: slower than dense from about 8 tokens"
-
-
-@cache
-def _say_once(reason: str) -> None:
-    log.warning("sparse weights run on the dense reference path, at dense speed: %s", reason)
 
 
 def _check_kernel(name: str, layout: SparseLayout, problems: dict[str, str]) -> None:
