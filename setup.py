@@ -16,9 +16,9 @@ setup(
                 f"{CPU}/{name}.cpp"
                 for name in ("stream", "linear", "kernels_avx512", "kernels_avx2", "kernels_portable")
             ],
-            depends=[f"{CPU}/{name}.h" for name in ("stream", "kernels", "unroll")],
+            depends=[f"{CPU}/{name}.h" for name in ("stream", "kernels", "unroll", "vector")],
             # No -march: each file names the instructions it uses, and the library asks the processor before it does.
-            extra_compile_args=["-std=c++17", "-O3", "-g0", "-fopenmp"],
+            extra_compile_args=["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fopenmp"],
             extra_link_args=["-fopenmp"],
             language="c++",
             optional=True,

@@ -43,6 +43,9 @@ struct FillCall {
   float* panel;
 };
 
+// What is applied to y after the bias. The numbers are those of the C interface.
+enum Activation { kNone, kRelu, kGelu, kGeluTanh, kSilu };
+
 constexpr int kMaxSizes = 8;
 
 struct Kernels {
@@ -53,6 +56,7 @@ struct Kernels {
   void (*tile[kMaxSizes][3])(const TileCall&);  // by size, for 1, 2 and 4 row vectors; null: not offered (1 always is)
   void (*fill)(const FillCall&);
   void (*gather)(const GatherCall&);
+  void (*activate)(Activation, float* y, int64_t count);  // in place; count need not be a multiple of anything
 };
 
 const Kernels* portable_kernels();

@@ -8,7 +8,7 @@ const Kernels* avx2_kernels() { return nullptr; }
 #pragma GCC target("avx2,fma")
 #include <immintrin.h>
 
-#include "unroll.h"
+#include "vector.h"
 
 namespace {
 
@@ -151,6 +151,7 @@ constexpr Kernels kernels = {
     {{tile<1, 1>, tile<1, 2>, nullptr}, {tile<2, 1>, nullptr, nullptr}, {tile<4, 1>, nullptr, nullptr}},
     fill,
     gather,
+    activate<Lanes<8>>,
 };
 
 }  // namespace

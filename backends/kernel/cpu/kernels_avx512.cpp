@@ -10,7 +10,7 @@ const Kernels* avx512_kernels() { return nullptr; }
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
-#include "unroll.h"
+#include "vector.h"
 
 namespace {
 
@@ -127,6 +127,7 @@ constexpr Kernels kernels = {
      {tile<12, 1>, tile<12, 2>, nullptr}},
     fill,
     gather,
+    activate<Lanes<16>>,
 };
 
 }  // namespace

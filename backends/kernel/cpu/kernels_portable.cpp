@@ -1,5 +1,6 @@
 // Plain C++ for any machine.
 #include "kernels.h"
+#include "vector.h"
 
 namespace {
 
@@ -66,6 +67,7 @@ constexpr Kernels kernels = {
     {{tile<1>, nullptr, nullptr}, {tile<4>, nullptr, nullptr}},
     fill,
     gather,
+    activate<Lanes<4>>,
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 """Find and load the native library, and choose the instruction set. Loaded after torch, so both share one OpenMP pool.
 
 SPARSEC_ISA=avx512 | avx2 | portable | reference forces a level; `reference` leaves the library alone.
+SPARSEC_LIBRARY=/path/to/other.so loads a library built another way, for tests; who sets it runs its code.
 """
 
 from __future__ import annotations
@@ -26,16 +27,21 @@ _SIGNATURES = {
     "sparsec_check": (_INT, [_PTR, _I64]),
     "sparsec_describe": (_INT, [_PTR, _I64, _PTR]),
     "sparsec_unpack": (_INT, [_PTR, _I64] + [_PTR] * 3),
-    "sparsec_linear": (_INT, [_PTR, _I64] + [_PTR] * 3 + [_I64] * 3 + [_INT] * 2),
+    "sparsec_linear": (_INT, [_PTR, _I64] + [_PTR] * 3 + [_I64] * 3 + [_INT] * 4),
 }
 
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None and the reason."""
-    files = sorted(Path(__file__).parent.glob("_kernels*.so"))
+    named = os.environ.get("SPARSEC_LIBRARY")
+    files = [Path(named)] if named else sorted(Path(__file__).parent.glob("_kernels*.so"))
     if not files:
         return None, "the CPU kernels were not built: install a C++ compiler and reinstall sparsec"
+    if named and not files[0].is_file():
+        raise UsageError(
+            f"SPARSEC_LIBRARY={named} is not a file; unset it to use the library sparsec was installed with"
+        )
     try:
         library = ctypes.CDLL(str(files[0]))
         for name, (result, arguments) in _SIGNATURES.items():

@@ -53,6 +53,7 @@ struct Job {
   const uint8_t* stream;
   const float* x;
   const float* bias;
+  Activation activation;
   float* y;
 };
 
@@ -71,6 +72,14 @@ Block next_block(const Kernels& kernels, int64_t first, int64_t end) {
   while (kernels.sizes[which] < end - first && kernels.sizes[which + 1]) ++which;
   const int size = kernels.sizes[which];
   return {first, std::min(end - first, int64_t(size)), size, which};
+}
+
+// The activation of `rows` rows (those past the last one left out) from `row` on, of `tokens` tokens.
+void activate(const Job& job, int64_t row, int64_t rows, int64_t token, int64_t tokens) {
+  if (job.activation == kNone) return;
+  const int64_t stride = job.geometry.pattern.rows;
+  rows = std::min(rows, stride - row);
+  for (int64_t t = token; t < token + tokens; ++t) job.kernels->activate(job.activation, job.y + t * stride + row, rows);
 }
 
 // Row vectors [at, end) of one tile through one block.
@@ -103,6 +112,10 @@ void run_tile(const Job& job, const Block& block, const float* panel, Range chun
     call.rows = rows - row;
     job.kernels->tile[block.which][log2](call);
     at += 1 << log2;
+  }
+  if (chunks.end == g.chunks) {
+    const int64_t row = vectors.begin * kLanes;
+    activate(job, row, (vectors.end - vectors.begin) * kLanes, block.first, block.tokens);
   }
 }
 
@@ -174,6 +187,7 @@ void run_gather(const Job& job, Range tokens, Range vectors) {
                            g.tile_vectors(tile), g.groups, g.pattern.n, g.pattern.m,
                            job.bias ? job.bias + row : nullptr, job.y + token * g.pattern.rows + row, g.pattern.rows,
                            g.pattern.rows - row, std::min(left, int64_t(kGatherTokens))});
+      activate(job, row, kLanes, token, std::min(left, int64_t(kGatherTokens)));
     }
   }
 }
@@ -208,10 +222,13 @@ extern "C" {
 // 1 when this processor can run the level: 0 portable, 1 AVX2 + FMA, 2 AVX-512.
 int sparsec_supports(int level) { return kernels_of(level) != nullptr; }
 
-// x [tokens][cols], bias [rows] or null, y [tokens][rows].
-// 0: done; 1: not a stream of this version for a weight rows x cols; 2: the processor lacks the level.
+// y = activation(x W^T + bias): x [tokens][cols], bias [rows] or null, y [tokens][rows].
+// activation: see kernels.h. kernel: 0 chooses, 1 rows, 2 tokens.
+// 0: done; 1: not a stream of this version for a weight rows x cols; 2: the processor lacks the level; 3: an unknown
+// activation or kernel.
 int sparsec_linear(const uint8_t* stream, int64_t nbytes, const float* x, const float* bias, float* y, int64_t tokens,
-                   int64_t rows, int64_t cols, int threads, int level) {
+                   int64_t rows, int64_t cols, int activation, int kernel, int threads, int level) {
+  if (activation < kNone || activation > kSilu || kernel < 0 || kernel > 2) return 3;
   Job job;
   if (!read_header(stream, nbytes, &job.geometry)) return 1;
   if (job.geometry.pattern.rows != rows || job.geometry.pattern.cols != cols) return 1;
@@ -220,6 +237,7 @@ int sparsec_linear(const uint8_t* stream, int64_t nbytes, const float* x, const 
   job.stream = stream;
   job.x = x;
   job.bias = bias;
+  job.activation = Activation(activation);
   job.y = y;
   const int64_t vectors = job.geometry.vectors;
   threads = useful_threads(job, tokens, threads);

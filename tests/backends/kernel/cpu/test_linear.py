@@ -143,7 +143,7 @@ def test_python_threads_may_call_at_once(make_layout) -> None:
 
 def test_registered_op_is_well_formed(make_layout) -> None:
     stream, x = pack(make_layout("2:8", 24, 40, 0)), torch.randn(2, 3, 40)
-    torch.library.opcheck(torch.ops.sparsec.stream_linear.default, (x, stream, torch.zeros(24), 24))
+    torch.library.opcheck(torch.ops.sparsec.stream_linear.default, (x, stream, torch.zeros(24), 24, "gelu"))
 
 
 def test_export_keeps_one_node(make_layout) -> None:

@@ -40,7 +40,7 @@ def test_no_byte_beyond_the_tensors_is_touched(make_layout, pattern: str, level:
         stream, x, bias, y = (tensor for tensor, _ in kept)
         code = library.library().sparsec_linear(
             stream.data_ptr(), stream.numel(), x.data_ptr(), bias.data_ptr(), y.data_ptr(),
-            tokens, rows, cols, 1, library.LEVELS.index(level),
+            tokens, rows, cols, 0, 0, 1, library.LEVELS.index(level),
         )  # fmt: skip
         assert code == 0
         assert bool(y.any())
