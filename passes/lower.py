@@ -9,7 +9,7 @@ import torch
 
 from sparsec import _fx
 from sparsec.errors import GraphError
-from sparsec.layout import compress, decompress
+from sparsec.layout import Values, compress, decompress, stored_as
 from sparsec.ops import nm_linear, nm_weight
 from sparsec.pipeline import Context, Equivalence, Note, Pass, PassResult
 from sparsec.program import Program
@@ -26,7 +26,9 @@ class Lower(Pass):
     3. Convolutions, experts, and weights read in parts or also looked up have no sparse kernel: they keep their
        operator and read `sparsec::nm_weight`, the unpacked tables.
     4. A site without selection keeps its weight and is reported.
-    5. Dropout, which eval mode has switched off, is removed: a lowered program is for inference.
+    5. With `values` bf16 or int8 the tables hold rounded weights, and the program is no longer close to what it was:
+       it declares `lossy`. Two layers that share a weight share the rounded one.
+    6. Dropout, which eval mode has switched off, is removed: a lowered program is for inference.
     """
 
     name: ClassVar[str] = "lower"
@@ -34,11 +36,16 @@ class Lower(Pass):
     establishes: ClassVar[frozenset[str]] = frozenset({"lowered"})
     drops: ClassVar[frozenset[str]] = frozenset({"traced", "frozen"})  # the weights are tables now: no pass edits them
     equivalence: ClassVar[Equivalence] = "close"
+    values: Values = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.values != "fp32":
+            object.__setattr__(self, "equivalence", "lossy")  # rule 5
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         program.set_mode("eval")
         for node in _fx.calls(program.module.graph, torch.ops.aten.dropout.default):
-            _fx.replace(node, node.all_input_nodes[0])  # rule 5
+            _fx.replace(node, node.all_input_nodes[0])  # rule 6
         notes, changed = [], []
         for site in program.sites:
             if site.selection is None:
@@ -56,7 +63,7 @@ class Lower(Pass):
             raise GraphError(
                 f"{site.name}: the weight is not zero outside its selection; run freeze before lower"
             )  # rule 1
-        for table, tensor in layout.tensors().items():
+        for table, tensor in stored_as(layout, self.values).tensors().items():
             _fx.set_tensor(program.module, f"{site.name}_{table}", tensor)
         if lowers_to_linear(program.module, site):
             return site.replace(users=tuple(self._linear(program, site, user) for user in site.users))
@@ -69,7 +76,8 @@ class Lower(Pass):
         x, bias = node.args[0], node.args[2] if len(node.args) > 2 else None
         if site.kind == "conv1d_hf":
             bias, x = node.args[:2] if len(node.args) > 2 else (None, node.args[0])
-        args = (x, *_tables(program, site, node), bias, str(site.pattern), site.shape[2])
+        *tables, scales = _tables(program, site, node)
+        args = (x, *tables, bias, str(site.pattern), site.shape[2], *([scales] if scales else []))
         new = _fx.call(node, nm_linear, args, node.meta[_fx.TYPE], "nm_linear")
         _fx.replace(node, new)
         return new.name
@@ -78,16 +86,18 @@ class Lower(Pass):
         """Rule 3."""
         for node in _fx.reads(program.module, site.name):
             view = site.view
-            shape = (str(site.pattern), site.shape[2], list(view.axes), list(view.parameter))
-            new = _fx.call(node, nm_weight, (*_tables(program, site, node), *shape), node.meta[_fx.TYPE], "nm_weight")
+            *tables, scales = _tables(program, site, node)
+            args = (*tables, str(site.pattern), site.shape[2], list(view.axes), list(view.parameter))
+            if self.values != "fp32":
+                args = (*args, scales, _fx.get_tensor(program.module, site.name).dtype)
+            new = _fx.call(node, nm_weight, args, node.meta[_fx.TYPE], "nm_weight")
             _fx.replace(node, new)
 
 
-def _tables(program: Program, site: Site, before: torch.fx.Node) -> tuple[Any, Any, Any]:
-    """The get_attr nodes of values, positions and columns (None where the pattern has none)."""
-    names = [f"{site.name}_{table}" for table in ("values", "positions", "columns")]
+def _tables(program: Program, site: Site, before: torch.fx.Node) -> list[Any]:
+    """The get_attr nodes of values, positions, columns and scales (None where there is no such table)."""
+    names = [f"{site.name}_{table}" for table in ("values", "positions", "columns", "scales")]
     present = [_fx.has_tensor(program.module, name) for name in names]
-    nodes = [
+    return [
         _fx.attribute(program.module, n, before) if there else None for n, there in zip(names, present, strict=True)
     ]
-    return nodes[0], nodes[1], nodes[2]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from sparsec import quality, registry, store, timing
 from sparsec.artifact import Artifact, verify_folder
 from sparsec.backend import CHECK_FILE, FORMAT, Backend, CheckData
-from sparsec.description import card, describe
+from sparsec.description import card, describe, describe_values
 from sparsec.errors import UsageError, VerificationError
 from sparsec.normal_form import Dynamic
-from sparsec.pipeline import Context, PassManager, Progress, no_progress
+from sparsec.pipeline import Context, PassManager, Progress, no_progress, relative_difference
 from sparsec.program import Program
 from sparsec.recipe import DEFAULT_PASSES, Recipe
 from sparsec.tracing import trace
@@ -22,6 +22,7 @@ from sparsec.tracing import trace
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from sparsec.layout import Values
     from sparsec.models import Loaded
 
 _STAGES = 6
@@ -51,6 +52,7 @@ def compile(
     include: Sequence[str] = (),
     passes: str = DEFAULT_PASSES,
     backends: Sequence[str] = ("kernel",),
+    values: Values = "fp32",
     seed: int = 0,
     dynamic: Dynamic | None = None,
     options: Options | None = None,
@@ -59,13 +61,15 @@ def compile(
 
     `model`: a module, with `example_inputs` by name or position, or MODEL text as on the command line. `pattern` goes
     to every site that is not excluded; `targets` (selector -> pattern or `ignore`) adds to it or replaces it.
+    `values`: how sparse weights are stored; bf16 and int8 are smaller and faster, and rounded.
     Raises a SparsecError whose text says what was found, expected and to do; `out` is then untouched.
     """
     from sparsec.models import Loaded
 
     goals = {**({"*": pattern} if pattern else {}), **(targets or {})}
     name = model if isinstance(model, str) else type(model).__name__
-    data = {"model": name, "targets": goals, "include": include, "passes": passes, "backends": backends, "seed": seed}
+    data: dict[str, Any] = {"model": name, "targets": goals, "include": include, "passes": passes}
+    data |= {"backends": backends, "values": values, "seed": seed}
     recipe, options = Recipe.from_data(data), options or Options()
     if isinstance(model, str):
         return compile_recipe(recipe, Path(out), options)
@@ -97,6 +101,11 @@ def _check_request(recipe: Recipe, out: Path, options: Options) -> list[Backend]
     for one in chosen:
         if reason := one.unavailable():
             raise UsageError(f"backend {one.name} cannot be used here: {reason}")
+        if recipe.values not in one.stores:
+            raise UsageError(
+                f"backend {one.name} stores {' or '.join(one.stores)} weights, found --values {recipe.values}; "
+                f"leave {one.name} out of --backend, or leave out --values"
+            )
     if not chosen:
         raise UsageError("no backend was asked for; expected at least one of " + ", ".join(registry.backend_table()))
     store.check_writable(out, options.force)
@@ -127,10 +136,10 @@ def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Art
         manifest["nbytes"] = {"dense_model": dense_bytes}
         manifest["backends"] = {}
         for one in backends:
-            emitted = one.emit(program, folder)
+            emitted = one.emit(program, folder, recipe.values)
             entry = {"nbytes_sparse": emitted.nbytes_sparse, "nbytes": emitted.nbytes, **emitted.data}
             manifest["backends"][one.name] = entry
-            for verdict in one.plan(program):
+            for verdict in one.plan(program, recipe.values):
                 site = next(s for s in manifest["sites"] if s["name"] == verdict.site)
                 site["verdicts"][one.name] = {
                     "sparse": verdict.sparse,
@@ -139,6 +148,8 @@ def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Art
                 }
         check = CheckData(program.inputs, _run(program, program.inputs))
         store.save_tensors(folder / CHECK_FILE, check.tensors())
+        if recipe.values != "fp32":
+            manifest |= _measure_values(recipe, backends[0].load(folder, manifest), program, loaded.samples)
         options.progress("verifying", 4, _STAGES)
         _verify(folder, manifest)
         if options.measure_speed and "kernel" in manifest["backends"]:
@@ -164,6 +175,20 @@ def _check_pruned(program: Program, options: Options) -> None:
         )
 
 
+def _measure_values(recipe: Recipe, stored: Any, masked: Program, samples: Any) -> dict[str, Any]:
+    """What storing rounded weights changed: the artifact, as loaded from disk, against the masked graph."""
+    loss = quality.measure(stored, masked, samples)
+    difference = 0.0
+    for inputs in (*samples, masked.inputs):  # the last are those that verification runs
+        found, expected = _run(stored, inputs), _run(masked, inputs)
+        difference = max(difference, *(relative_difference(found[key], value) for key, value in expected.items()))
+    if not math.isfinite(difference):
+        raise VerificationError(
+            f"with --values {recipe.values} the model gives NaN or Inf where it did not before; nothing written"
+        )
+    return describe_values(recipe.values, loss, difference)
+
+
 def _verify(folder: Path, manifest: dict[str, Any]) -> None:
     checks = verify_folder(folder, manifest)
     if bad := [check for check in checks if not check.ok]:
@@ -171,11 +196,12 @@ def _verify(folder: Path, manifest: dict[str, Any]) -> None:
     manifest["checks"] = [{"name": check.name, "detail": check.detail} for check in checks]
 
 
-def _run(program: Program, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _run(program: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     import torch
 
     with torch.no_grad():
-        return program(**inputs)
+        outputs: dict[str, Tensor] = program(**inputs)
+    return outputs
 
 
 def _speed(folder: Path, manifest: dict[str, Any], program: Program) -> list[dict[str, Any]]:

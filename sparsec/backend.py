@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsec.errors import UsageError
+from sparsec.layout import Values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 FORMAT = "sparsec-artifact"
 CHECK_FILE = "check.safetensors"
 FP32_TOLERANCE = 1e-5  # of the largest output: reordered fp32 sums; the same bound that passes declared `close` obey
+BF16_TOLERANCE = 2e-2  # bf16 keeps 8 bits of a weight, 0.4 %; sums of many such errors grow slower than the sums do
+INT8_MARGIN = 2.0  # of what was measured: other sums in fp32 move a few activations to the next of 255 steps
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,23 @@ class Backend(ABC):
     name: ClassVar[str]
     describes: ClassVar[str]
     """One line for `sparsec backends`."""
+    stores: ClassVar[tuple[Values, ...]] = ("fp32",)
+    """What it can store sparse weights as."""
 
     def unavailable(self) -> str | None:
         """None when the backend can emit and run here, else why not and what to install."""
         return None
 
     @abstractmethod
-    def plan(self, program: Program) -> tuple[Verdict, ...]:
-        """A verdict for every site that has a pattern. Reads the program only."""
+    def plan(self, program: Program, values: Values = "fp32") -> tuple[Verdict, ...]:
+        """A verdict for every site that has a pattern, its weights stored as `values`. Reads the program only."""
 
     @abstractmethod
-    def emit(self, program: Program, folder: Path) -> Emitted:
-        """Write the backend's files of a frozen program (eval mode, masks folded) below `folder`."""
+    def emit(self, program: Program, folder: Path, values: Values = "fp32") -> Emitted:
+        """Write the backend's files of a frozen program (eval mode, masks folded) below `folder`.
+
+        `values`: what sparse weights are stored as, one of `stores`.
+        """
 
     @abstractmethod
     def verify(self, folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Check]:

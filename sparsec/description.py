@@ -6,8 +6,8 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from sparsec.backend import FP32_TOLERANCE
-from sparsec.layout import table_bytes
+from sparsec.backend import BF16_TOLERANCE, FP32_TOLERANCE, INT8_MARGIN
+from sparsec.layout import VALUE_BYTES, Values, table_bytes
 
 if TYPE_CHECKING:
     from sparsec.program import Program
@@ -34,13 +34,25 @@ def describe(program: Program, recipe: Recipe, measured: Quality, samples_are: s
             "samples": samples_are,
             "words": measured.words,
         },
-        "sites": [_describe_site(site) for site in program.sites],
+        "sites": [_describe_site(site, recipe.values) for site in program.sites],
         "exclusions": [{"name": e.name, "role": e.role, "reason": e.reason} for e in program.sites.exclusions],
+        "values": {"type": recipe.values},
         "tolerance": FP32_TOLERANCE,
     }
 
 
-def _describe_site(site: Site) -> dict[str, Any]:
+def describe_values(values: Values, loss: Quality, difference: float) -> dict[str, Any]:
+    """The manifest's part on what rounding the stored weights did, measured on the artifact against the masked graph.
+
+    `difference`: the largest of any output, relative to its largest value. Verification allows what `tolerance` says:
+    for int8 no bound holds for every model, so it is twice what was measured on the calibration samples.
+    """
+    tolerance = BF16_TOLERANCE if values == "bf16" else max(INT8_MARGIN * difference, FP32_TOLERANCE)
+    loses = {"cosine": loss.cosine, "relative_error": loss.relative_error, "largest_difference": difference}
+    return {"values": {"type": values, **loses}, "tolerance": tolerance}
+
+
+def _describe_site(site: Site, values: Values) -> dict[str, Any]:
     pattern = site.pattern
     return {
         "name": site.name,
@@ -52,8 +64,9 @@ def _describe_site(site: Site) -> dict[str, Any]:
         "words": pattern.words if pattern else None,
         "excluded": site.excluded,
         "retained": site.retained,
+        "values": values if pattern else None,
         "nbytes_dense": 4 * site.shape[0] * site.shape[1] * site.shape[2],
-        "nbytes_sparse": table_bytes(pattern, site.shape) if pattern else None,
+        "nbytes_sparse": table_bytes(pattern, site.shape, VALUE_BYTES[values]) if pattern else None,
         "verdicts": {},
     }
 

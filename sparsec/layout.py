@@ -1,6 +1,7 @@
 """The canonical layout: sparse weights as small tables. The reference that every kernel and backend is tested against.
 
 Law: decompress(compress(weight, pattern, selection)) == where(mask, weight, +0.0), bit for bit.
+`stored_as` then rounds the values to the type they are stored in; `decompress` gives exactly the stored numbers.
 
 Tables on disk, for a weight (batch, rows, cols) with groups = ceil(cols / M):
     N:M           positions uint8 (batch, rows, bytes): ceil(log2 M) bits each, N a group, packed along the row
@@ -9,20 +10,29 @@ Tables on disk, for a weight (batch, rows, cols) with groups = ceil(cols / M):
                   positions uint8 (batch, rows, bytes): 2 bits each, 2 a group
                   values float (batch, rows, groups, 2)
     unstructured  positions uint8 (batch, rows, ceil(cols / 8)), one bit a weight; values float (kept,), row by row
+Stored as bf16, values are bfloat16. Stored as int8, they are int8 in -127..127, and one more table goes with them:
+                  scales float32 (batch, rows), the weight is value * scale; 0 for a row that keeps only zeros
 Bits are filled from the least significant one. Padding slots (see `Selection`) hold the value 0.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sparsec.errors import ArtifactError, PatternError
 from sparsec.pattern import NM, VNM, Pattern, Unstructured
 from sparsec.selection import Selection
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+Values = Literal["fp32", "bf16", "int8"]
+"""How stored values are rounded. fp32: not at all; a weight of another type is stored in that type."""
+VALUE_BYTES: dict[Values, int] = {"fp32": 4, "bf16": 2, "int8": 1}
+INT8_MAX = 127  # -128 is left out, so that a magnitude fits 7 bits and two products fit 16
 
 
 @dataclass(frozen=True)
@@ -34,11 +44,18 @@ class SparseLayout:
     values: Tensor
     positions: Tensor
     columns: Tensor | None = None
+    scales: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tables by the names they are stored under."""
-        tables = {"values": self.values, "positions": self.positions}
-        return tables if self.columns is None else {**tables, "columns": self.columns}
+        tables = {"values": self.values, "positions": self.positions, "columns": self.columns, "scales": self.scales}
+        return {name: table for name, table in tables.items() if table is not None}
+
+    @property
+    def stored(self) -> str:
+        """What the values are stored as: `fp32`, `bf16`, `int8`, or the name of another type."""
+        name = str(self.values.dtype).removeprefix("torch.")
+        return {"float32": "fp32", "bfloat16": "bf16"}.get(name, name)
 
     @property
     def nbytes(self) -> int:
@@ -71,18 +88,62 @@ def compress(weight: Tensor, pattern: Pattern, selection: Selection) -> SparseLa
     return SparseLayout(pattern, shape, values, positions, selection.columns)
 
 
-def decompress(layout: SparseLayout) -> Tensor:
-    """The dense weight (batch, rows, cols), with +0.0 wherever nothing is kept."""
+def stored_as(layout: SparseLayout, values: Values) -> SparseLayout:
+    """The layout of a floating-point weight with its values rounded to nearest even, to what they are stored as.
+
+    int8: symmetric, by row: scale = (largest kept magnitude) / 127, value = round(weight / scale). Rounding again what
+    was rounded changes no value. Raises PatternError where a value is too large for bf16.
+    """
     import torch
 
-    selection, pattern = layout.selection(), layout.pattern
-    weight = torch.zeros(layout.shape, dtype=layout.values.dtype, device=layout.values.device)
+    if values == "fp32":
+        return layout
+    if values == "bf16":
+        rounded = layout.values.bfloat16() + 0.0
+        if not bool(torch.isfinite(rounded).all()):
+            raise PatternError(f"{layout.pattern}: a weight is beyond the range of bf16; store the values as fp32")
+        return dataclasses.replace(layout, values=rounded)
+    batch, rows, _ = layout.shape
+    weights = layout.values.float()
+    row = _row_of_values(layout)
+    largest = torch.zeros(batch * rows, device=weights.device)
+    largest.scatter_reduce_(0, row.expand_as(weights).flatten(), weights.abs().flatten(), "amax")
+    scales = largest / INT8_MAX
+    quotient = weights / torch.where(scales > 0, scales, 1.0)[row]
+    # Clamped, because a scale so small that it is denormal may be rounded down to half of what it stands for.
+    rounded = quotient.round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
+    return dataclasses.replace(layout, values=rounded, scales=scales.view(batch, rows))
+
+
+def _row_of_values(layout: SparseLayout) -> Tensor:
+    """Which of the batch * rows rows every value belongs to, int64; for N:M and V:N:M, its last two axes are 1."""
+    import torch
+
+    batch, rows, _ = layout.shape
+    if isinstance(layout.pattern, Unstructured):
+        kept = layout.selection().positions.flatten(0, 1)
+        return kept.nonzero()[:, 0]
+    return torch.arange(batch * rows, device=layout.values.device).view(batch, rows, 1, 1)
+
+
+def decompress(layout: SparseLayout, dtype: torch.dtype | None = None) -> Tensor:
+    """The dense weight (batch, rows, cols), with +0.0 wherever nothing is kept.
+
+    In the type of the values, float32 for int8, or in `dtype`.
+    """
+    import torch
+
+    selection, pattern, values = layout.selection(), layout.pattern, layout.values
+    if layout.scales is not None:
+        values = values * layout.scales.flatten()[_row_of_values(layout)] + 0.0
+    values = values.to(dtype or values.dtype)
+    weight = torch.zeros(layout.shape, dtype=values.dtype, device=values.device)
     if isinstance(pattern, Unstructured):
-        weight[selection.positions.bool()] = layout.values
+        weight[selection.positions.bool()] = values
         return weight
     index, padding = kept_columns(pattern, selection, layout.shape[2])
     # A padding slot names a column that is kept too: its 0 must be added, not stored over the real value.
-    return weight.scatter_add_(2, index.flatten(2), layout.values.masked_fill(padding, 0.0).flatten(2))
+    return weight.scatter_add_(2, index.flatten(2), values.masked_fill(padding, 0.0).flatten(2))
 
 
 def kept_columns(pattern: Pattern, selection: Selection, cols: int) -> tuple[Tensor, Tensor]:
@@ -115,15 +176,16 @@ def validate(layout: SparseLayout, where: str) -> None:
         expected["values"] = (batch, rows, pattern.groups(cols), pattern.n)
     if isinstance(pattern, VNM):
         expected["columns"] = (batch, pattern.strips(rows), pattern.groups(cols), 4)
+    if layout.values.dtype == torch.int8:
+        expected["scales"] = (batch, rows)
     for name, shape in expected.items():
         table = layout.tensors().get(name)
         if table is None or tuple(table.shape) != shape:
             found = "nothing" if table is None else str(tuple(table.shape))
             raise ArtifactError(f"{where}: table {name} of {pattern} must have shape {shape}, found {found}")
-        if name != "values" and table.dtype != torch.uint8:
+        if name not in ("values", "scales") and table.dtype != torch.uint8:
             raise ArtifactError(f"{where}: table {name} must be uint8, found {table.dtype}")
-    if not layout.values.is_floating_point() or not bool(torch.isfinite(layout.values).all()):
-        raise ArtifactError(f"{where}: the values must be finite floating-point numbers")
+    _validate_values(layout, where)
     selection = layout.selection()
     if isinstance(pattern, Unstructured):
         if layout.values.shape != (int(selection.positions.sum()),):
@@ -143,6 +205,20 @@ def validate(layout: SparseLayout, where: str) -> None:
         raise ArtifactError(f"{where}: a padding slot holds a value other than 0")
 
 
+def _validate_values(layout: SparseLayout, where: str) -> None:
+    import torch
+
+    values, scales = layout.values, layout.scales
+    if scales is None:
+        if not values.is_floating_point() or not bool(torch.isfinite(values).all()):
+            raise ArtifactError(f"{where}: the values must be finite floating-point numbers")
+        return
+    if values.dtype != torch.int8 or bool((values < -INT8_MAX).any()):
+        raise ArtifactError(f"{where}: values that have scales must be int8 in -{INT8_MAX}..{INT8_MAX}")
+    if scales.dtype != torch.float32 or not bool(((scales >= 0) & scales.isfinite()).all()):
+        raise ArtifactError(f"{where}: the scales must be finite float32 numbers, 0 or more")
+
+
 def _validate_columns(selection: Selection, pattern: VNM, cols: int, where: str) -> None:
     assert selection.columns is not None
     columns = selection.columns.short()
@@ -160,15 +236,18 @@ def _validate_columns(selection: Selection, pattern: VNM, cols: int, where: str)
 
 
 def table_bytes(pattern: Pattern, shape: tuple[int, int, int], value_bytes: int = 4) -> int:
-    """Bytes of all tables of a weight of this shape, without building them."""
+    """Bytes of all tables of a weight of this shape, without building them. One byte a value is int8, with scales."""
     batch, rows, cols = shape
     fields, bits = _fields(pattern, shape)
-    positions = batch * rows * ((fields * bits + 7) // 8)
+    others = batch * rows * ((fields * bits + 7) // 8)
+    if value_bytes == VALUE_BYTES["int8"]:
+        others += 4 * batch * rows
     if isinstance(pattern, Unstructured):
-        return positions + value_bytes * batch * pattern.kept(rows, cols)
+        return others + value_bytes * batch * pattern.kept(rows, cols)
     assert isinstance(pattern, (NM, VNM))
-    columns = batch * pattern.strips(rows) * pattern.groups(cols) * 4 if isinstance(pattern, VNM) else 0
-    return positions + columns + value_bytes * batch * rows * pattern.groups(cols) * pattern.n
+    if isinstance(pattern, VNM):
+        others += batch * pattern.strips(rows) * pattern.groups(cols) * 4
+    return others + value_bytes * batch * rows * pattern.groups(cols) * pattern.n
 
 
 def _fields(pattern: Pattern, shape: tuple[int, int, int]) -> tuple[int, int]:

@@ -1,16 +1,18 @@
 """The operators of sparsec's own that a graph may call, with their portable references.
 
-    nm_linear(x, values, positions, columns?, bias?, pattern, in_features) -> y
+    nm_linear(x, values, positions, columns?, bias?, pattern, in_features, scales?) -> y
         `x`: (..., in_features); the tables are those of `layout` with batch 1; `y`: (..., out_features).
-    nm_weight(values, positions, columns?, pattern, in_features, axes, shape) -> weight
+        With scales (int8 values) and V:N:M, x is rounded to int8 too: see `int8_linear`. N:M has no such kernel.
+    nm_weight(values, positions, columns?, pattern, in_features, axes, shape, scales?, dtype?) -> weight
         The dense parameter of `shape` that the tables hold, seen through a `WeightView` with these axes: for layers
-        that have no sparse kernel, whose weights are stored packed all the same.
+        that have no sparse kernel, whose weights are stored packed all the same. `dtype`: where it is not the values'.
     expert_linear(x, offsets, weight) -> y
         `x`: (tokens, in), sorted by expert; `offsets`: (experts,), where each expert's rows end; `weight`: (experts,
         in, out); `y`: (tokens, out). Rows beyond the last offset give 0. (The grouped product of expert layers.)
 
 Backends replace the calls by faster functions when an artifact is loaded; these references define what they must
 compute. Only kept weights touch the input in a kernel: NaN or Inf in an activation no row keeps does not reach y there.
+With int8 V:N:M it does: a token that holds one gives NaN in every output, because it has no scale.
 """
 
 from __future__ import annotations
@@ -21,28 +23,67 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsec.layout import SparseLayout, decompress
-from sparsec.pattern import Pattern
+from sparsec.layout import INT8_MAX, SparseLayout, decompress
+from sparsec.pattern import VNM, Pattern
 from sparsec.view import WeightView
 
 _library = torch.library.Library("sparsec", "DEF")
 _library.define(
-    "nm_weight(Tensor values, Tensor positions, Tensor? columns, str pattern, int in_features, int[] axes, int[] shape)"
-    " -> Tensor"
+    "nm_weight(Tensor values, Tensor positions, Tensor? columns, str pattern, int in_features, int[] axes, int[] shape,"
+    " Tensor? scales=None, ScalarType? dtype=None) -> Tensor"
 )
 _library.define("expert_linear(Tensor x, Tensor offsets, Tensor weight) -> Tensor")
 _library.define(
     "nm_linear(Tensor x, Tensor values, Tensor positions, Tensor? columns, Tensor? bias, str pattern, "
-    "int in_features) -> Tensor"
+    "int in_features, Tensor? scales=None) -> Tensor"
 )
+SMALLEST_TOKEN = 2.0**-100  # the largest magnitude below which a token's activations count as zeros, in int8
 
 
 def layout_of(
-    values: Tensor, positions: Tensor, columns: Tensor | None, pattern: str, in_features: int
+    values: Tensor,
+    positions: Tensor,
+    columns: Tensor | None,
+    pattern: str,
+    in_features: int,
+    scales: Tensor | None = None,
 ) -> SparseLayout:
     """The layout that the table arguments of an nm_linear call describe."""
     shape = (positions.shape[0], positions.shape[1], in_features)
-    return SparseLayout(Pattern.parse(pattern), shape, values, positions, columns)
+    return SparseLayout(Pattern.parse(pattern), shape, values, positions, columns, scales)
+
+
+def rounds_activations(layout: SparseLayout) -> bool:
+    """Whether nm_linear rounds the activations to int8 as well: the four shared columns of V:N:M make it fast."""
+    return layout.scales is not None and isinstance(layout.pattern, VNM)
+
+
+def quantise_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (..., cols) floating -> int8 of the same shape, and the float32 scale of each token, (..., 1).
+
+    Symmetric: scale = largest / 127, q = x * (127 / largest) rounded to nearest even, -127..127. A token whose largest
+    magnitude is below 2**-100 gives 0 and scale 0; one that is not finite gives 0 and scale NaN.
+    """
+    x = x.float()
+    largest = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1)
+    usable = largest.isfinite() & (largest >= SMALLEST_TOKEN)
+    factor = torch.where(usable, INT8_MAX / largest, 0.0)
+    scale = torch.where(largest.isfinite(), torch.where(usable, largest / INT8_MAX, 0.0), torch.nan)
+    return torch.where(usable, x * factor, 0.0).round().to(torch.int8), scale
+
+
+def int8_linear(x: Tensor, layout: SparseLayout, bias: Tensor | None) -> Tensor:
+    """What an int8 kernel must compute, bit for bit: y[t, r] = (float(sum) * scale of t) * scale of r + bias[r].
+
+    sum: of q[t, c] * value[r, c] over the kept columns c of row r, exact in int32, where q is `quantise_tokens(x)`.
+    Every operation on floats is rounded to float32 by itself, in this order.
+    """
+    assert layout.scales is not None
+    q, scale = quantise_tokens(x)
+    unscaled = SparseLayout(layout.pattern, layout.shape, layout.values.double(), layout.positions, layout.columns)
+    sums = torch.nn.functional.linear(q.double(), decompress(unscaled)[0])  # integers below 2**53: exact
+    y = sums.float() * scale * layout.scales[0]
+    return (y if bias is None else y + bias).to(x.dtype)
 
 
 def _nm_linear(
@@ -53,9 +94,12 @@ def _nm_linear(
     bias: Tensor | None,
     pattern: str,
     in_features: int,
+    scales: Tensor | None = None,
 ) -> Tensor:
-    weight = decompress(layout_of(values, positions, columns, pattern, in_features))[0]
-    return torch.nn.functional.linear(x, weight.to(x.dtype), bias)
+    layout = layout_of(values, positions, columns, pattern, in_features, scales)
+    if rounds_activations(layout):
+        return int8_linear(x, layout, bias)
+    return torch.nn.functional.linear(x, decompress(layout, x.dtype)[0], bias)
 
 
 def _nm_linear_fake(
@@ -66,6 +110,7 @@ def _nm_linear_fake(
     bias: Tensor | None,
     pattern: str,
     in_features: int,
+    scales: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], positions.shape[1])
 
@@ -78,9 +123,11 @@ def _nm_weight(
     in_features: int,
     axes: list[int],
     shape: list[int],
+    scales: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     view = WeightView(tuple(axes), tuple(shape))
-    return view.to_parameter(decompress(layout_of(values, positions, columns, pattern, in_features)))
+    return view.to_parameter(decompress(layout_of(values, positions, columns, pattern, in_features, scales), dtype))
 
 
 def _nm_weight_fake(
@@ -91,8 +138,10 @@ def _nm_weight_fake(
     in_features: int,
     axes: list[int],
     shape: list[int],
+    scales: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return values.new_empty(shape)
+    return values.new_empty(shape, dtype=dtype or (values if scales is None else scales).dtype)
 
 
 def _expert_linear(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:

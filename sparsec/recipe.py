@@ -17,6 +17,7 @@ from typing import Any, Literal
 import pydantic
 
 from sparsec.errors import PatternError, RecipeError, UsageError
+from sparsec.layout import Values
 from sparsec.pattern import Pattern
 from sparsec.pipeline import Pass
 from sparsec.registry import pass_class, passes
@@ -40,6 +41,8 @@ class Recipe(pydantic.BaseModel):
     passes: str = DEFAULT_PASSES
     backends: tuple[str, ...] = ("kernel",)
     dtype: Literal["fp32"] = "fp32"
+    values: Values = "fp32"
+    """How the kernel backend stores sparse weights; passes work on `dtype`, and other backends store that."""
     seed: int = pydantic.Field(0, ge=0, lt=2**63)  # what torch's generators take
 
     @pydantic.field_validator("targets")

@@ -21,6 +21,7 @@ def recipe_of(
     columns: str | None,
     backend: str | None,
     seed: int | None,
+    values: str | None = None,
 ) -> Recipe:
     """The recipe that the options say: a file's, changed by what else was given."""
     data: dict[str, Any] = Recipe.read(recipe).model_dump() if recipe else {"targets": {}, "passes": DEFAULT_PASSES}
@@ -33,7 +34,8 @@ def recipe_of(
     if score or columns:
         options = {key: value for key, value in (("score", score), ("columns", columns)) if value}
         passes = f"{make_pass('mask', options)} | freeze"
-    changes = {"model": model, "passes": passes, "seed": seed, "backends": backend.split(",") if backend else None}
+    chosen = backend.split(",") if backend else None
+    changes = {"model": model, "passes": passes, "seed": seed, "backends": chosen, "values": values}
     data |= {key: value for key, value in changes.items() if value is not None}
     data["targets"] |= targets
     if include_pooler:

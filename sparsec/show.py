@@ -38,6 +38,11 @@ def manifest(data: dict[str, Any], folder_bytes: int) -> None:
     out.print(
         f"[bold]Quality[/] {quality['words']}; relative error {quality['relative_error']:.3f}, on {quality['samples']}"
     )
+    if (values := data.get("values", {})).get("type", "fp32") != "fp32":
+        out.print(
+            f"[bold]Values[/] stored as {values['type']}: outputs differ from the masked fp32 model's by "
+            f"{values['relative_error']:.4f} (relative error), at most {values['largest_difference']:.1e}"
+        )
     for check in data.get("checks", ()):
         out.print(f"[green]proven[/] {check['name']}: {check['detail']}")
     if "speed" in data:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from sparsec.backend import FP32_TOLERANCE, Backend, Check, CheckData, Emitted, Verdict, compare
-from sparsec.backends.kernel.calls import sparse_calls
+from sparsec.backends.kernel.calls import no_kernel, sparse_calls
 from sparsec.backends.kernel.cpu import library
 from sparsec.backends.kernel.cpu.linear import stream_linear
 from sparsec.backends.kernel.cpu.stream import pack, unpack
 from sparsec.backends.kernel.install import install_kernels
-from sparsec.layout import SparseLayout, decompress
-from sparsec.pattern import NM, VNM
+from sparsec.layout import SparseLayout, Values, decompress
+from sparsec.pattern import NM, VNM, Pattern
 from sparsec.pipeline import PassManager, relative_difference
 from sparsec.program import Program, bind, read_graph, write_graph
 from sparsec.uses import lowers_to_linear
@@ -34,14 +34,15 @@ class KernelBackend(Backend):
     name: ClassVar[str] = "kernel"
     describes: ClassVar[str] = "packed weights run by sparsec's own CPU kernels; loads without transformers"
 
-    def plan(self, program: Program) -> tuple[Verdict, ...]:
-        return tuple(self._verdict(program, site) for site in program.sites.sparse)
+    stores: ClassVar[tuple[Values, ...]] = ("fp32", "bf16", "int8")
 
-    def _verdict(self, program: Program, site: Site) -> Verdict:
-        if not isinstance(site.pattern, (NM, VNM)):
-            return Verdict(
-                site.name, False, "dense", f"{site.pattern} is stored small; no kernel makes it faster than dense"
-            )
+    def plan(self, program: Program, values: Values = "fp32") -> tuple[Verdict, ...]:
+        return tuple(self._verdict(program, site, values) for site in program.sites.sparse)
+
+    def _verdict(self, program: Program, site: Site, values: Values) -> Verdict:
+        assert site.pattern is not None
+        if reason := no_kernel(site.pattern, values):
+            return Verdict(site.name, False, "dense", reason)
         if (dtype := site.read(program.module).dtype) != torch.float32:
             return Verdict(
                 site.name, False, "dense", f"{dtype} weights are stored packed; the kernels run float32 only"
@@ -56,8 +57,8 @@ class KernelBackend(Backend):
             )
         return Verdict(site.name, True, f"{library.level()}", _caveat(site.pattern))
 
-    def emit(self, program: Program, folder: Path) -> Emitted:
-        lowered = PassManager.parse("lower").run(program)
+    def emit(self, program: Program, folder: Path, values: Values = "fp32") -> Emitted:
+        lowered = PassManager.parse(f"lower{{values={values}}}").run(program)
         write_graph(folder, lowered.module)
         tables = {call.site: call.layout.nbytes for call in sparse_calls(lowered.module)}
         files = [folder / "graph.json", folder / "weights.safetensors"]
@@ -74,6 +75,8 @@ class KernelBackend(Backend):
             pattern = call.layout.pattern
             if str(pattern) != declared[name]["pattern"]:
                 problems["pattern"] = f"{name}: declared {declared[name]['pattern']}, stored {pattern}"
+            elif declared[name].get("values", "fp32") not in ("fp32", call.layout.stored):
+                problems["pattern"] = f"{name}: declared {declared[name]['values']}, stored {call.layout.stored}"
             elif violations := pattern.violations(decompress(call.layout)).first:
                 problems["pattern"] = f"{name}: {violations[0]}"
             if call.has_kernel:
@@ -90,8 +93,9 @@ class KernelBackend(Backend):
         with torch.no_grad():
             reference = module(*(check.inputs[name] for name in _inputs(module)))
             outputs = Runnable(install_kernels(module), manifest)(**check.inputs)  # as `load`, without a second copy
-        checks.append(compare("kernel: reference operator", reference, check.outputs, FP32_TOLERANCE))
-        checks.append(compare("kernel: outputs", outputs, check.outputs, FP32_TOLERANCE))
+        tolerance = manifest.get("tolerance", FP32_TOLERANCE)
+        checks.append(compare("kernel: reference operator", reference, check.outputs, tolerance))
+        checks.append(compare("kernel: outputs", outputs, check.outputs, tolerance))
         return checks
 
     def load(self, folder: Path, manifest: dict[str, Any]) -> Runnable:
@@ -123,10 +127,11 @@ def _what(site: Site) -> str:
     return words.get(site.kind, "a weight that is read in parts, looked up, or multiplied from the other side")
 
 
-def _caveat(pattern: NM | VNM) -> str:
+def _caveat(pattern: Pattern) -> str:
     """Where the sparse kernel is not faster than dense (tests/bench/bench_cpu_linear.py and its notes)."""
     if library.level() == "portable":
         return "the plain x86-64 kernels are slower than dense from about 8 tokens"
+    assert isinstance(pattern, (NM, VNM))
     in_panel = pattern.m <= 16 or (isinstance(pattern, VNM) and pattern.v % 16 == 0)
     return "" if in_panel else f"{pattern} has groups wider than 16: slower than dense from about 8 tokens"
 

@@ -12,7 +12,7 @@ from sparsec import _fx
 from sparsec.errors import ArtifactError, PatternError
 from sparsec.layout import SparseLayout, validate
 from sparsec.ops import layout_of, nm_linear, nm_weight
-from sparsec.pattern import NM, VNM
+from sparsec.pattern import NM, VNM, Pattern
 from sparsec.view import WeightView
 
 if TYPE_CHECKING:
@@ -29,20 +29,40 @@ class SparseCall:
     view: WeightView | None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the layer computes in, which need not be what the values are stored as."""
+        name = self.node.meta[_fx.TYPE].partition("[")[0]
+        found = getattr(torch, name, None)
+        if not isinstance(found, torch.dtype):
+            raise ArtifactError(f"{self.site}: expected the type of a tensor on its layer, found {name!r}")
+        return found
+
+    @property
     def has_kernel(self) -> bool:
         """Whether a sparse kernel can run it on some machine."""
-        is_fp32 = self.layout.values.dtype == torch.float32
-        return self.view is None and isinstance(self.layout.pattern, (NM, VNM)) and is_fp32
+        fits = self.view is None and self.dtype == torch.float32
+        return fits and no_kernel(self.layout.pattern, self.layout.stored) is None
+
+
+def no_kernel(pattern: Pattern, stored: str) -> str | None:
+    """Why values of a linear layer that are stored like this (see `SparseLayout.stored`) have no kernel, or None."""
+    if not isinstance(pattern, (NM, VNM)):
+        return f"{pattern} is stored small; no kernel makes it faster than dense"
+    if stored != "fp32":
+        return f"{stored} values of {pattern} are stored packed and multiplied in float32; they have no sparse kernel"
+    return None
 
 
 def sparse_calls(module: GraphModule) -> list[SparseCall]:
     """All calls on packed tables, each checked; raises ArtifactError naming the site."""
     found = []
     for node in _fx.calls(module.graph, nm_linear):
-        _, *tables, _, pattern, in_features = node.args
+        _, *tables, _, pattern, in_features = node.args[:7]
+        tables += node.args[7:] or [None]  # scales
         found.append(_sparse_call(module, node, tables, pattern, in_features, None))
     for node in _fx.calls(module.graph, nm_weight):
-        *tables, pattern, in_features, axes, parameter = node.args
+        *tables, pattern, in_features, axes, parameter = node.args[:7]
+        tables += node.args[7:8] or [None]
         view = (axes, parameter)
         found.append(_sparse_call(module, node, tables, pattern, in_features, view))
     return found
@@ -54,7 +74,8 @@ def _sparse_call(
     site = str(tables[0].target).removesuffix("_values")
     tensors = [_fx.get_tensor(module, str(table.target)) if table is not None else None for table in tables]
     try:
-        layout = layout_of(tensors[0], tensors[1], tensors[2], str(pattern), int(in_features))  # type: ignore[arg-type]
+        values, positions, columns, scales = tensors
+        layout = layout_of(values, positions, columns, str(pattern), int(in_features), scales)  # type: ignore[arg-type]
     except PatternError as error:
         raise ArtifactError(f"{site}: {error}") from error
     validate(layout, site)

@@ -14,6 +14,7 @@ from sparsec.backends.kernel.cpu import library
 from sparsec.backends.kernel.cpu.linear import stream_linear
 from sparsec.backends.kernel.cpu.stream import pack
 from sparsec.layout import decompress
+from sparsec.ops import rounds_activations
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -24,6 +25,8 @@ log = logging.getLogger("sparsec")
 def install_kernels(module: GraphModule, dense: bool = False) -> GraphModule:
     """Replace every call on packed tables by this machine's kernel on one stream, or by a dense weight."""
     for call in sparse_calls(module):
+        if call.view is None and rounds_activations(call.layout) and not dense:
+            continue
         if call.has_kernel and library.level() is not None and not dense:
             _install_stream(module, call)
             continue
@@ -47,7 +50,7 @@ def _install_stream(module: GraphModule, call: SparseCall) -> None:
 def _install_dense(module: GraphModule, call: SparseCall) -> None:
     node, name = call.node, f"{call.site}_dense"
     if not _fx.has_tensor(module, name):
-        weight = decompress(call.layout)
+        weight = decompress(call.layout, call.dtype)
         _fx.set_tensor(module, name, weight[0] if call.view is None else call.view.to_parameter(weight))
     new = weight_node = _fx.attribute(module, name, node)
     if call.view is None:

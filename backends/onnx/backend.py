@@ -16,6 +16,7 @@ from sparsec.backend import Backend, Check, CheckData, Emitted, Verdict
 
 if TYPE_CHECKING:
     from sparsec.backends.onnx.session import OnnxModule
+    from sparsec.layout import Values
     from sparsec.program import Program
 
 MODEL = "model.onnx"
@@ -42,11 +43,11 @@ class OnnxBackend(Backend):
         missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
         return f"{' and '.join(missing)} missing; pip install {' '.join(missing)}" if missing else None
 
-    def plan(self, program: Program) -> tuple[Verdict, ...]:
+    def plan(self, program: Program, values: Values = "fp32") -> tuple[Verdict, ...]:
         """Every site runs dense here, and says so."""
         return tuple(Verdict(site.name, False, "dense", _REASON) for site in program.sites.sparse)
 
-    def emit(self, program: Program, folder: Path) -> Emitted:
+    def emit(self, program: Program, folder: Path, values: Values = "fp32") -> Emitted:
         """Write model.onnx (and model.onnx.data where it is needed) of a frozen program."""
         _check_exportable(program)
         with tempfile.TemporaryDirectory(prefix=".onnx-", dir=folder) as scratch:  # rule 2

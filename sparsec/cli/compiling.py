@@ -29,6 +29,7 @@ def compile(
     score: Annotated[str | None, typer.Option(help="Importance score of the mask pass.")] = None,
     columns: Annotated[str | None, typer.Option(help="Column choice of V:N:M: l1, l2, greedy, exact.")] = None,
     backend: Annotated[str | None, typer.Option(help="Comma-separated: kernel, onnx. Default: kernel.")] = None,
+    values: Annotated[str | None, typer.Option(help="Stored sparse weights: fp32, bf16, int8.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random; default 0.")] = None,
     threads: Threads = None,
     min_quality: Annotated[float | None, typer.Option(help="Fail below this cosine with the dense original.")] = None,
@@ -43,7 +44,9 @@ def compile(
         from sparsec import api
         from sparsec.shorthand import recipe_of
 
-        made = recipe_of(model, pattern, layer, ignore, include_pooler, recipe, passes, score, columns, backend, seed)
+        made = recipe_of(
+            model, pattern, layer, ignore, include_pooler, recipe, passes, score, columns, backend, seed, values
+        )
         if dry_run:
             sys.stdout.write(made.model_dump_json(indent=1) + "\n" if as_json else made.to_yaml())
             return None

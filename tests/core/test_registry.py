@@ -46,10 +46,10 @@ class Text(Backend):
     def unavailable(self):
         {unavailable}
 
-    def plan(self, program):
+    def plan(self, program, values):
         return ()
 
-    def emit(self, program, folder):
+    def emit(self, program, folder, values):
         return Emitted(0, 0, {{}})
 
     def verify(self, folder, manifest, check):
