@@ -13,6 +13,7 @@ from sparsec.version import __version__
 if TYPE_CHECKING:
     from sparsec.api import Options, bench, compile
     from sparsec.artifact import Artifact, load, verify
+    from sparsec.attaching import attach, detach
     from sparsec.errors import SparsecError
     from sparsec.pattern import Pattern
     from sparsec.pipeline import Context, Note, Pass, PassManager, PassResult
@@ -32,8 +33,10 @@ _HOMES = {
     "Program": "program",
     "Recipe": "recipe",
     "SparsecError": "errors",
+    "attach": "attaching",
     "bench": "api",
     "compile": "api",
+    "detach": "attaching",
     "load": "artifact",
     "trace": "tracing",
     "verify": "artifact",
@@ -52,8 +55,10 @@ __all__ = [
     "Recipe",
     "SparsecError",
     "__version__",
+    "attach",
     "bench",
     "compile",
+    "detach",
     "load",
     "trace",
     "verify",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec import registry, store
-from sparsec.backend import CHECK_FILE, FORMAT, Backend, Check, CheckData
+from sparsec.backend import CHECK_FILE, FORMAT, Backend, Check, CheckData, Parts
 from sparsec.errors import ArtifactError, GraphError, UsageError
 
 
@@ -42,6 +42,10 @@ class Artifact:
     def load_dense(self) -> Any:
         """The same weights unpacked and run densely: what the kernels are measured against."""
         return self._backend("kernel").load_dense(self.root, self.manifest)
+
+    def parts(self) -> Parts:
+        """Its tensors and kernels by the names of the model it was compiled from; `attach` puts them there."""
+        return self._backend("kernel").parts(self.root, self.manifest)
 
     def _backend(self, backend: str) -> Backend:
         name = backend or self.backends[0]

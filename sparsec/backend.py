@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsec.program import Program
+    from sparsec.view import WeightView
 
 FORMAT = "sparsec-artifact"
 CHECK_FILE = "check.safetensors"
@@ -51,6 +53,20 @@ class Emitted:
     data: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What an artifact holds of its model, by the model's own names; see `attaching`."""
+
+    tensors: dict[str, Tensor]
+    """Parameters and buffers that run dense."""
+    layers: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
+    """For each weight with a kernel: bias or None -> a layer (module) with `unpacked()` and a count of `reads`."""
+    views: dict[str, WeightView] = field(default_factory=dict)
+    """How the model holds the weights in `layers`."""
+    dense: dict[str, str] = field(default_factory=dict)
+    """Why a sparse weight is among the tensors."""
+
+
 class Backend(ABC):
     """Subclasses live in one package each under backends/, with one line in its TABLE."""
 
@@ -86,6 +102,10 @@ class Backend(ABC):
     def load_dense(self, folder: Path, manifest: dict[str, Any]) -> Any:
         """Like `load`, with the sparse weights unpacked and run densely; only the kernel backend has it."""
         raise UsageError(f"backend {self.name} has no dense form to compare with; compile with --backend kernel")
+
+    def parts(self, folder: Path, manifest: dict[str, Any]) -> Parts:
+        """What `attach` puts into a model; only the kernel backend has it."""
+        raise UsageError(f"backend {self.name} has no layers to attach to a model; compile with --backend kernel")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,12 @@ def trace(
         model.eval()
         asked = sizes.conditions(exported, _symbols(exported, list(inputs), dynamic))
         dims = sizes.prove(
-            asked, dims, dynamic, inputs, lambda given: _as_dict(model(**given), []), lambda given: program(**given)
+            asked,
+            dims,
+            dynamic,
+            inputs,
+            lambda given: outputs_by_name(model(**given), []),
+            lambda given: program(**given),
         )
     return program.replace(
         dims=dims, sites=replace(program.sites, exclusions=program.sites.exclusions + _unread(model, program))
@@ -217,7 +222,7 @@ def _DictOutput(model: nn.Module, dropped: list[str]) -> nn.Module:
 
     class DictOutput(torch.nn.Module):
         def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-            return _as_dict(self.__dict__["traced_model"](**inputs), dropped)
+            return outputs_by_name(self.__dict__["traced_model"](**inputs), dropped)
 
     wrapper = DictOutput()
     for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
@@ -226,7 +231,7 @@ def _DictOutput(model: nn.Module, dropped: list[str]) -> nn.Module:
     return wrapper
 
 
-def _as_dict(outputs: Any, dropped: list[str]) -> dict[str, Tensor]:
+def outputs_by_name(outputs: Any, dropped: list[str]) -> dict[str, Tensor]:
     """Outputs by name: `output`, `output_1`, ... where the model names none.
 
     What is no tensor (a cache, a tuple of hidden states) goes by name into `dropped`.

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from sparsec.backend import FP32_TOLERANCE, Backend, Check, CheckData, Emitted, Verdict, compare
+from sparsec.backend import FP32_TOLERANCE, Backend, Check, CheckData, Emitted, Parts, Verdict, compare
 from sparsec.backends.kernel.calls import no_kernel, sparse_calls
 from sparsec.backends.kernel.cpu import library
 from sparsec.backends.kernel.cpu.linear import stream_linear
 from sparsec.backends.kernel.cpu.stream import pack, unpack
 from sparsec.backends.kernel.install import install_kernels
+from sparsec.backends.kernel.parts import read_parts
 from sparsec.layout import SparseLayout, Values, decompress
 from sparsec.pattern import NM, VNM, Pattern
 from sparsec.pipeline import PassManager, relative_difference
@@ -103,6 +104,9 @@ class KernelBackend(Backend):
 
     def load_dense(self, folder: Path, manifest: dict[str, Any]) -> Runnable:
         return Runnable(install_kernels(read_graph(folder), dense=True), manifest)
+
+    def parts(self, folder: Path, manifest: dict[str, Any]) -> Parts:
+        return read_parts(folder, manifest)
 
 
 class Runnable(torch.nn.Module):

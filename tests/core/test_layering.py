@@ -22,7 +22,7 @@ LEVELS = [  # a module imports only from levels above it
     {"backend", "axes"},
     {"registry"},
     {"recipe", "catalogue", "artifact"},
-    {"models", "inspection", "description", "shorthand"},
+    {"models", "inspection", "description", "shorthand", "attaching"},
     {"api", "show", "opt"},
     {"cli"},
 ]

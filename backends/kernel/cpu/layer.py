@@ -1,0 +1,104 @@
+"""A layer of a model that runs a packed stream: what `sparsec.attach` puts in the place of a Linear or Conv1D."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from sparsec.backends.kernel.cpu.linear import stream_linear
+from sparsec.backends.kernel.cpu.stream import unpack
+from sparsec.errors import UsageError
+from sparsec.layout import decompress
+from sparsec.view import WeightView
+
+
+class SparseLinear(nn.Module):
+    """y = x @ weight.T + bias for inference, of a stream that `stream.pack` made.
+
+    `view`: how the weight of the layer it replaces lies. The weight is held packed only; `weight` unpacks it for code
+    that computes with it, and `reads` counts how often that happened. Whoever would train, save, cast or move the layer
+    gets a UsageError.
+    """
+
+    def __init__(self, stream: Tensor, view: WeightView, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.register_buffer("stream", stream, persistent=False)
+        self.register_parameter("bias", bias)
+        self.view, self.reads = view, 0
+        _, self.out_features, self.in_features = view.shape
+        self.training = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in_features) float32; y: (..., out_features)."""
+        if self.training:
+            raise UsageError(f"{_FOR_INFERENCE}: call model.eval(), or sparsec.detach(model) to train it")
+        return stream_linear(x, self.stream, self.bias, self.out_features)  # type: ignore[arg-type]
+
+    @property
+    def weight(self) -> PackedWeight:
+        """Its dtype, device and shape are there at once; used as a tensor, it is unpacked, every time."""
+        return PackedWeight(self)
+
+    def unpacked(self) -> Tensor:
+        """The weight as the model's own layer held it."""
+        return self.view.to_parameter(decompress(unpack(self.stream)))  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        """As nn.Linear prints itself."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
+        asked = fn(torch.empty(0))
+        if asked.dtype != torch.float32 or not asked.is_cpu:
+            raise UsageError(
+                f"{_FOR_INFERENCE} in float32 on the CPU; {asked.dtype} on {asked.device} was asked for: "
+                "sparsec.detach(model) restores the dense model, which can be cast and moved"
+            )
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        raise UsageError(
+            "an attached model has no state dict, its weights are packed: share the artifact's folder, or call "
+            "sparsec.detach(model) and save the dense model"
+        )
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        raise UsageError(f"{_FOR_INFERENCE}, and takes no weights: sparsec.detach(model), load, compile, attach again")
+
+
+_FOR_INFERENCE = "an attached layer is for inference"
+
+
+class PackedWeight:
+    """A stand-in for a layer's weight: `weight.dtype` costs nothing, `weight @ x` unpacks."""
+
+    dtype, device, requires_grad = torch.float32, torch.device("cpu"), False
+
+    def __init__(self, layer: SparseLinear) -> None:
+        self._layer = layer
+        self.shape = torch.Size(layer.view.parameter)
+
+    def unpack(self) -> Tensor:
+        """The dense weight, counted as a read."""
+        self._layer.reads += 1
+        return self._layer.unpacked()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.unpack(), name)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.unpack()[index]
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        return self.unpack() @ other
+
+    @classmethod
+    def __torch_function__(cls, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = _pytree.tree_map_only(cls, cls.unpack, (args, kwargs or {}))
+        return function(*args, **kwargs)
