@@ -63,10 +63,10 @@ def runtime(name: str) -> str:
 
 
 def release() -> tuple[list[Path], list[str]]:
-    """The sources of the library that is installed, and the flags they are compiled with."""
+    """The sources of the library that Python loads, and the flags they are compiled with."""
     with patch("setuptools.setup") as setup:
         runpy.run_path(str(ROOT / "setup.py"))
-    (kernels,) = setup.call_args.kwargs["ext_modules"]
+    kernels = next(one for one in setup.call_args.kwargs["ext_modules"] if one.name.endswith("._kernels"))
     return [ROOT / source for source in kernels.sources], kernels.extra_compile_args
 
 
