@@ -1,27 +1,38 @@
-"""Only the optional native extension; everything else is in pyproject.toml.
+"""Only the optional native libraries; everything else is in pyproject.toml.
 
-The extension is a plain C library loaded with ctypes, not a Python module. Without a compiler the install succeeds
-and sparsec says once that it runs the reference path.
+They are plain C libraries, not Python modules: one is loaded with ctypes, the other by onnxruntime. Without a compiler
+the install succeeds, and sparsec says once that it runs the reference path.
 """
 
 from setuptools import Extension, setup
 
 CPU = "backends/kernel/cpu"
+SOURCES = ("stream", "linear", "kernels_avx512", "kernels_avx2", "kernels_portable")
+HEADERS = ("stream", "kernels", "unroll", "vector")
+ORT_SOURCES = (*SOURCES, "ort_op")
+ORT_HEADERS = (*HEADERS, "ort_api")
+# No -march: each file names the instructions it uses, and the library asks the processor before it does.
+FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast"]
 
 setup(
     ext_modules=[
         Extension(
             "sparsec.backends.kernel.cpu._kernels",
-            sources=[
-                f"{CPU}/{name}.cpp"
-                for name in ("stream", "linear", "kernels_avx512", "kernels_avx2", "kernels_portable")
-            ],
-            depends=[f"{CPU}/{name}.h" for name in ("stream", "kernels", "unroll", "vector")],
-            # No -march: each file names the instructions it uses, and the library asks the processor before it does.
-            extra_compile_args=["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fopenmp"],
+            sources=[f"{CPU}/{name}.cpp" for name in SOURCES],
+            depends=[f"{CPU}/{name}.h" for name in HEADERS],
+            extra_compile_args=[*FLAGS, "-fopenmp"],
             extra_link_args=["-fopenmp"],
             language="c++",
             optional=True,
-        )
+        ),
+        # The same kernels as an operator of onnxruntime, on its threads: without OpenMP, and needing nothing else.
+        Extension(
+            "sparsec._ort",
+            sources=[f"{CPU}/{name}.cpp" for name in ORT_SOURCES],
+            depends=[f"{CPU}/{name}.h" for name in ORT_HEADERS],
+            extra_compile_args=[*FLAGS, "-fvisibility=hidden"],
+            language="c++",
+            optional=True,
+        ),
     ]
 )

@@ -29,10 +29,9 @@ def test_every_folder_with_python_is_a_package() -> None:
 def test_every_native_source_is_built_and_every_header_is_known() -> None:
     """The names are read from setup.py's text: running it would build."""
     setup = (ROOT / "setup.py").read_text()
-    sources, headers = (re.search(rf"{key}=.*?\(([^)]*)\)", setup, re.DOTALL)[1] for key in ("sources", "depends"))
-    named = {f"{name}.cpp" for name in re.findall(r'"(\w+)"', sources)} | {
-        f"{name}.h" for name in re.findall(r'"(\w+)"', headers)
-    }
+    suffixes = {"SOURCES": "cpp", "HEADERS": "h"}
+    lists = re.findall(r"^(?:ORT_)?(SOURCES|HEADERS) = \((.*?)\)$", setup, re.MULTILINE | re.DOTALL)
+    named = {f"{name}.{suffixes[kind]}" for kind, names in lists for name in re.findall(r'"(\w+)"', names)}
     found = {path.name for glob in SOURCES for path in (ROOT / "backends").rglob(glob)}
 
     assert found == named

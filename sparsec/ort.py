@@ -1,0 +1,75 @@
+"""Run a packed model.onnx in onnxruntime with sparsec's kernels. Needs onnxruntime, neither torch nor the artifact.
+
+    import sparsec.ort
+
+    session = sparsec.ort.session("model.onnx")  # an onnxruntime.InferenceSession
+
+The same file runs without the library too, at dense speed: onnxruntime then unpacks the weights while it loads.
+Programs in other languages register `library()` themselves, with RegisterCustomOpsLibrary; the session entry
+`sparsec.threads` tells it the size of the session's pool (without it, work is cut for one thread a processor).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsec.errors import ArtifactError, UsageError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, SessionOptions
+
+log = logging.getLogger("sparsec")
+THREADS = "sparsec.threads"  # the session entry; it also marks options that the library is registered in
+
+
+def library() -> Path:
+    """The library of operators for onnxruntime on the CPU. Raises UsageError where it was not built."""
+    found = sorted(Path(__file__).parent.glob("_ort*.so"))
+    if not found:
+        raise UsageError("the library for onnxruntime was not built: install a C++ compiler and reinstall sparsec")
+    return found[0]
+
+
+def session(path: str | os.PathLike[str], options: SessionOptions | None = None) -> InferenceSession:
+    """A session on the CPU in which packed weights run sparse kernels, on the session's own threads.
+
+    `options`: onnxruntime.SessionOptions, with its thread count; the library is registered in it. Where the library is
+    missing, or SPARSEC_ISA=reference switches the kernels off, a warning says so, and the weights run densely. Raises
+    ArtifactError when onnxruntime refuses the file.
+    """
+    import onnxruntime
+
+    options = options or onnxruntime.SessionOptions()
+    if reason := _register(options):
+        log.warning("packed ONNX weights run at dense speed: %s", reason)
+    try:
+        return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise ArtifactError(f"{os.fspath(path)}: onnxruntime cannot load it: {error}") from error
+
+
+def _register(options: SessionOptions) -> str | None:
+    """Register the library once; why not, or None."""
+    if os.environ.get("SPARSEC_ISA") == "reference":
+        return "SPARSEC_ISA=reference turns the CPU kernels off"
+    try:
+        found = library()
+    except UsageError as error:
+        return str(error)
+    if _is_registered(options):
+        return None
+    # 0 is onnxruntime's own choice: a thread for each core it may use.
+    threads = options.intra_op_num_threads or len(os.sched_getaffinity(0))
+    options.add_session_config_entry(THREADS, str(threads))
+    options.register_custom_ops_library(str(found))
+    return None
+
+
+def _is_registered(options: SessionOptions) -> bool:
+    try:
+        return bool(options.get_session_config_entry(THREADS))
+    except RuntimeError:  # no such entry
+        return False
