@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sparsec")
 _MARK = "_sparsec_attached"
-_CONSTANT = re.compile(r"(.*\.)?lifted_tensor_\d+")  # torch.export's name of a constant in the model's code
+_CONSTANT = re.compile(r"(.*\.)?lifted_tensor_\d+")  # torch.export's name of a tensor that is neither
 _LINEAR_TOLERANCE = 1e-5  # reordered fp32 sums, of the largest output
 
 
@@ -50,7 +50,7 @@ class Attached:
     """(module, which of its dictionaries, key, what was there), in order."""
 
     def put(self, module: nn.Module, where: str, key: str, value: Any) -> None:
-        """Replace an entry of a module's parameters, buffers, modules or attributes."""
+        """Replace an entry of a module's parameters, buffers or modules."""
         assert self._undo is not None
         entries = getattr(module, where)
         self._undo.append((module, where, key, entries[key]))
@@ -122,9 +122,7 @@ def _check_model(model: nn.Module) -> None:
         raise UsageError("the model is in train mode and an artifact is for inference; call model.eval() first")
     for name, tensor in _tensors(model):
         if tensor.device.type != "cpu":
-            raise UsageError(
-                f"{name} is on {tensor.device}, and the kernels run on the CPU; call model.to('cpu') first"
-            )
+            raise UsageError(f"{name} is on {tensor.device}, the kernels run on the CPU; load the model there")
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -184,25 +182,19 @@ def _foreign(model: nn.Module, artifact: Artifact, what: str) -> UsageError:
 
 
 def _find(model: nn.Module, name: str) -> Tensor | None:
-    """The model's tensor of this name: a parameter, a buffer, or a plain attribute."""
-    import torch
-
+    """The model's parameter or buffer of this name."""
     slot = _slot(model, name)
-    tensor = None if slot is None else getattr(slot[0], slot[1])[slot[2]]
-    return tensor if isinstance(tensor, torch.Tensor) else None
+    return None if slot is None else getattr(slot[0], slot[1])[slot[2]]
 
 
 def _slot(model: nn.Module, name: str) -> tuple[nn.Module, str, str] | None:
-    """(module, which of its dictionaries, key) where a tensor of this name is."""
+    """(module, which of its dictionaries, key) where the parameter or buffer of this name is."""
     path, _, leaf = name.rpartition(".")
     try:
         owner = model.get_submodule(path)
     except AttributeError:
         return None
-    for where in ("_parameters", "_buffers", "__dict__"):
-        if leaf in getattr(owner, where):
-            return owner, where, leaf
-    return None
+    return next(((owner, where, leaf) for where in ("_parameters", "_buffers") if leaf in getattr(owner, where)), None)
 
 
 def _fill(model: nn.Module, parts: Parts, names: dict[str, list[str]], attached: Attached) -> None:
