@@ -13,6 +13,7 @@ from sparsec.backends.kernel.calls import SparseCall, sparse_calls
 from sparsec.backends.kernel.cpu import library
 from sparsec.backends.kernel.cpu.linear import stream_linear
 from sparsec.backends.kernel.cpu.stream import pack
+from sparsec.backends.kernel.fuse import fuse_activations
 from sparsec.layout import decompress
 from sparsec.ops import rounds_activations
 
@@ -33,6 +34,7 @@ def install_kernels(module: GraphModule, dense: bool = False) -> GraphModule:
         if call.has_kernel and not dense:
             _say_once(library.unavailable_reason() or "the kernels are switched off")
         _install_dense(module, call)
+    fuse_activations(module)
     _fx.prune_unused(module)
     module.graph.lint()
     module.recompile()

@@ -1,0 +1,109 @@
+"""Let each sparse linear layer apply the activation behind it: y = activation(x @ weight.T + bias) in one pass over y.
+
+1. What follows the layer must be relu, gelu (erf or tanh) or silu, as one operator or written out in arithmetic, such
+   as x * sigmoid(x) or the tanh form of GPT-2. Views of the layer's result may stand between.
+2. No one else may read the layer's result.
+3. Arithmetic is recognised by what it computes, not by how it is written: from smooth operators only, equal to the
+   activation at `_probe` in float64. So every order of factors and every way to write a constant counts.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from sparsec import _fx
+from sparsec.backends.kernel.cpu.linear import Activation, stream_linear
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import GraphModule, Node
+
+_aten = torch.ops.aten
+_VIEWS = {_aten.view.default, _aten.reshape.default}
+# Smooth, so that two formulas that agree on the probe do not part elsewhere: no clamp, no comparison.
+_SMOOTH = {
+    _aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor, _aten.neg.default, _aten.pow.Tensor_Scalar,
+    _aten.square.default, _aten.tanh.default, _aten.sigmoid.default, _aten.erf.default, _aten.gelu.default,
+    _aten.silu.default,
+}  # fmt: skip
+_ARGUMENTS = 4  # of a call without activation: x, stream, bias, out_features
+_LONGEST = 12  # operators of one written-out activation; the longest in use, BLOOM's, has 9
+_SAME = 2.0**-23  # of the value, or of 1: constants are written with the digits of float32
+
+
+def fuse_activations(module: GraphModule) -> int:
+    """Give every `stream_linear` of the graph the activation behind it; returns how many there were.
+
+    Nodes that lose their users stay: `_fx.prune_unused` takes them away.
+    """
+    fused = 0
+    for linear in _fx.calls(module.graph, stream_linear):
+        if len(linear.args) > _ARGUMENTS:
+            continue  # it has its activation
+        result = linear
+        while len(result.users) == 1 and (user := next(iter(result.users))).target in _VIEWS:
+            result = user
+        found = _activation_behind(result)
+        if found is None:
+            continue
+        end, activation = found
+        _fx.replace(end, result)
+        args = (*linear.args, activation)
+        _fx.replace(linear, _fx.call(linear, stream_linear, args, linear.meta[_fx.TYPE], linear.name))
+        fused += 1
+    return fused
+
+
+def _activation_behind(source: Node) -> tuple[Node, Activation] | None:
+    """The node that ends an activation of `source`, and which one it is."""
+    users = list(source.users)
+    if len(users) == 1 and users[0].target == _aten.relu.default:
+        return users[0], "relu"
+    values: dict[Node, Tensor] = {source: _probe()}
+    while len(values) <= _LONGEST:
+        node = next((user for known in values for user in known.users if _follows(user, values)), None)
+        if node is None:
+            return None
+        values[node] = _evaluate(node, values)
+        read_outside = [known for known in values if not values.keys() >= known.users.keys()]
+        if read_outside == [node] and (activation := _named(values[node])):
+            return node, activation
+    return None
+
+
+def _follows(node: Node, values: dict[Node, Tensor]) -> bool:
+    """Whether it is new, smooth, and reads known values and numbers only."""
+    return node not in values and node.target in _SMOOTH and all(read in values for read in node.all_input_nodes)
+
+
+def _evaluate(node: Node, values: dict[Node, Tensor]) -> Any:
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _named(value: Tensor) -> Activation | None:
+    for name, expected in _expected().items():
+        if bool(((value - expected).abs() <= _SAME * expected.abs().clamp(min=1.0)).all()):
+            return name
+    return None
+
+
+@cache
+def _probe() -> Tensor:
+    """Where formulas are compared: densely around zero, and over all magnitudes that activations take."""
+    far = torch.logspace(-6, 4, 400, dtype=torch.float64)
+    return torch.cat([torch.linspace(-12, 12, 2001, dtype=torch.float64), far, -far])
+
+
+@cache
+def _expected() -> dict[Activation, Tensor]:
+    x = _probe()
+    return {
+        "gelu": functional.gelu(x),
+        "gelu_tanh": functional.gelu(x, approximate="tanh"),
+        "silu": functional.silu(x),
+    }
