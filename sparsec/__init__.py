@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sparsec.version import __version__
 
 if TYPE_CHECKING:
-    from sparsec.api import Options, bench, compile
+    from sparsec.api import Options, compile
     from sparsec.artifact import Artifact, load, verify
     from sparsec.attaching import attach, detach
     from sparsec.errors import SparsecError
@@ -34,7 +34,7 @@ _HOMES = {
     "Recipe": "recipe",
     "SparsecError": "errors",
     "attach": "attaching",
-    "bench": "api",
+    "bench": "benchmark",
     "compile": "api",
     "detach": "attaching",
     "load": "artifact",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec import quality, registry, store, timing
+from sparsec import benchmark, quality, registry, store, timing
 from sparsec.artifact import Artifact, verify_folder
 from sparsec.backend import CHECK_FILE, FORMAT, Backend, CheckData
 from sparsec.description import card, describe, describe_values
@@ -206,40 +206,9 @@ def _run(program: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _speed(folder: Path, manifest: dict[str, Any], program: Program) -> list[dict[str, Any]]:
     """Seconds of the dense program and of the kernel artifact, whole model, for several token counts."""
-    runs = {"dense": program, "kernel": registry.backend("kernel").load(folder, manifest)}
-    return measure_speed(runs, manifest, program.inputs, budget_seconds=0.7)
-
-
-def measure_speed(
-    runs: Mapping[str, Any], manifest: dict[str, Any], example: dict[str, Tensor], budget_seconds: float
-) -> list[dict[str, Any]]:
-    """Interleaved seconds of callables of one interface, per token count of `timing.TOKENS`."""
     import torch
 
-    types = {entry["name"]: entry["type"] for entry in manifest["inputs"]}
-    rows: list[dict[str, Any]] = []
-    with torch.no_grad():
-        for tokens in timing.TOKENS:
-            inputs, actual = timing.inputs_for_tokens(
-                example, types, manifest["dims"], manifest["rows_per_item"], tokens
-            )
-            if rows and actual == rows[-1]["tokens"]:
-                continue
-            calls = {name: (lambda run=run, inputs=inputs: run(**inputs)) for name, run in runs.items()}
-            seconds = timing.interleaved(calls, budget_seconds)
-            rows.append({"tokens": actual, "threads": torch.get_num_threads(), "seconds": seconds})
-    return rows
-
-
-def bench(artifact: Artifact, against: Sequence[str] = ("dense",), budget_seconds: float = 3.0) -> list[dict[str, Any]]:
-    """Time an artifact's kernels against `dense` (the same weights, unpacked) and `onnxruntime`, interleaved."""
-    unknown = [name for name in against if name not in ("dense", "onnxruntime")]
-    if unknown:
-        raise UsageError(f"--against {unknown[0]} is not known; expected dense, onnxruntime or both")
-    runs: dict[str, Any] = {"kernel": artifact.load("kernel")}
-    if "dense" in against:
-        runs["dense"] = artifact.load_dense()
-    if "onnxruntime" in against:
-        runs["onnxruntime"] = artifact.load("onnx")
-    check = CheckData.from_tensors(store.load_tensors(artifact.root / CHECK_FILE))
-    return measure_speed(runs, artifact.manifest, check.inputs, budget_seconds)
+    runs = {benchmark.OURS: registry.backend("kernel").load(folder, manifest), "dense": program}
+    with torch.inference_mode():
+        cases = benchmark.cases_of_tokens(program.inputs, manifest, timing.TOKENS)
+        return [benchmark.measure(runs, case, seconds=0.7) for case in cases]

@@ -80,6 +80,10 @@ class Backend(ABC):
         """None when the backend can emit and run here, else why not and what to install."""
         return None
 
+    def instruction_set(self) -> str | None:
+        """What its kernels run with on this machine, for reports; None where it has none of its own."""
+        return None
+
     @abstractmethod
     def plan(self, program: Program, values: Values = "fp32") -> tuple[Verdict, ...]:
         """A verdict for every site that has a pattern, its weights stored as `values`. Reads the program only."""

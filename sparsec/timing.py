@@ -1,4 +1,4 @@
-"""Ratios of run times, measured so that a noisy machine cannot choose the winner."""
+"""Ratios of run times, measured so that a noisy machine cannot choose the winner; and the inputs to measure with."""
 
 from __future__ import annotations
 
@@ -6,32 +6,65 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from sparsec.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENS = (1, 32, 128, 512)
 _DIMS = re.compile(r"\[(.*)\]")
+_LEAST_TURNS, _MOST_TURNS = 3, 1000
+COLD_BYTES = 32 << 20  # of all copies of one weight: beyond what the last-level cache leaves to one side
 
 
-def interleaved(runs: Mapping[str, Callable[[], Any]], budget_seconds: float = 1.0, most: int = 50) -> dict[str, float]:
-    """Seconds of each run: the least of several, taken in turns, so that all meet the same disturbances.
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call: of the calling thread's processor time, and of wall time."""
 
-    Takes turns until `budget_seconds` are spent, at least 3 and at most `most` times, after one warm-up turn.
+    cpu: float
+    wall: float
+
+
+def clock(threads: int) -> str:
+    """The clock to compare by: a thread's processor time leaves out the machine's other work, but sees one thread."""
+    return "thread CPU time" if threads == 1 else "wall time"
+
+
+def judged(times: Mapping[str, Times], threads: int) -> dict[str, float]:
+    """The seconds to compare by. See `clock`."""
+    return {name: one.cpu if threads == 1 else one.wall for name, one in times.items()}
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], Any]], budget_seconds: float = 1.0, in_a_row: int = 1
+) -> dict[str, Times]:
+    """Times of each run: the fastest tenth of several, taken in turns, so that all meet the same disturbances.
+
+    One turn to warm up, then turns of `in_a_row` timed calls each until `budget_seconds` are spent, 3 to 1000 of them.
+    The very fastest is not taken where there are ten or more: the clock of a virtual machine skips now and then.
     """
-    best = dict.fromkeys(runs, math.inf)
     for run in runs.values():
         run()
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    wall: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + budget_seconds
-    for turn in range(most):
-        if turn >= 3 and time.perf_counter() > end:
+    for turn in range(_MOST_TURNS):
+        if turn >= _LEAST_TURNS and time.perf_counter() > end:
             break
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+            for _ in range(in_a_row):
+                start, start_cpu = time.perf_counter(), time.thread_time()
+                run()
+                cpu[name].append(time.thread_time() - start_cpu)
+                wall[name].append(time.perf_counter() - start)
+    return {name: Times(_fastest_tenth(cpu[name]), _fastest_tenth(wall[name])) for name in runs}
+
+
+def _fastest_tenth(samples: list[float]) -> float:
+    return sorted(samples)[len(samples) // 10]
 
 
 def inputs_for_tokens(
@@ -53,8 +86,27 @@ def inputs_for_tokens(
     else:
         batch = max(1, round(tokens / per_item))
         actual = batch * per_item
+    return _resized(example, types, dims, batch, length), actual
+
+
+def inputs_for_size(
+    example: Mapping[str, Tensor], types: Mapping[str, str], dims: Mapping[str, Any], batch: int, length: int
+) -> dict[str, Tensor]:
+    """Inputs of `batch` sequences of `length` tokens. Raises UsageError where the model does not take them."""
+    for name, size in (("batch", batch), ("length", length)):
+        if name not in dims:
+            raise UsageError(f"{batch}x{length}: this model's {name} is fixed; give --tokens instead")
+        low, high = dims[name]
+        if size < low or (high is not None and size > high):
+            raise UsageError(f"{batch}x{length}: this model takes a {name} of {low} to {high or 'any number'}")
+    return _resized(example, types, dims, batch, length)
+
+
+def _resized(
+    example: Mapping[str, Tensor], types: Mapping[str, str], dims: Mapping[str, Any], batch: int, length: int
+) -> dict[str, Tensor]:
     sizes = dict.fromkeys(dims, length) | {"batch": batch}
-    return {name: _resize(value, types[name], sizes) for name, value in example.items()}, actual
+    return {name: _resize(value, types[name], sizes) for name, value in example.items()}
 
 
 def _resize(value: Tensor, kind: str, sizes: Mapping[str, int]) -> Tensor:

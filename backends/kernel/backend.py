@@ -37,6 +37,9 @@ class KernelBackend(Backend):
 
     stores: ClassVar[tuple[Values, ...]] = ("fp32", "bf16", "int8")
 
+    def instruction_set(self) -> str | None:
+        return library.level()
+
     def plan(self, program: Program, values: Values = "fp32") -> tuple[Verdict, ...]:
         return tuple(self._verdict(program, site, values) for site in program.sites.sparse)
 

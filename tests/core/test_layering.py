@@ -13,23 +13,30 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = [  # a module imports only from levels above it
-    {"version", "errors", "columns", "selection", "grouping", "timing", "text", "view"},
-    {"pattern", "store"},
+    {"version", "errors", "columns", "selection", "grouping", "text", "view"},
+    {"pattern", "store", "timing", "ort"},
     {"layout", "_fx", "operators", "modes", "sizes", "writes"},
     {"ops", "sites", "graph", "uses"},
     {"roles", "program", "normal_form", "invariants"},
     {"tracing", "pipeline", "quality"},
     {"backend", "axes"},
     {"registry"},
-    {"recipe", "catalogue", "artifact"},
-    {"models", "inspection", "description", "shorthand", "attaching"},
-    {"api", "show", "opt"},
+    {"recipe", "catalogue", "artifact", "peers"},
+    {"models", "inspection", "description", "shorthand", "attaching", "benchmark"},
+    {"api", "show", "plot", "opt"},
+    {"show_bench"},
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 SURFACE = {"__init__"}  # names everything, imports nothing until asked
 LATE = {("pipeline", "recipe")}  # imports inside a function against the order, each argued where it stands
-SOLE_IMPORTERS = {"transformers": {"models"}, "typer": {"cli"}, "rich": {"cli", "show"}, "onnx": {"inspection"}}
+SOLE_IMPORTERS = {
+    "transformers": {"models"},
+    "typer": {"cli"},
+    "rich": {"cli", "show", "show_bench"},
+    "onnx": {"inspection", "peers"},
+    "matplotlib": {"plot"},
+}
 HEAVY = ["torch", "numpy", "scipy", "onnx", "onnxruntime", "onnxscript", "transformers", "safetensors", "pydantic"]
 
 CORE = sorted((ROOT / "sparsec").glob("*.py"))

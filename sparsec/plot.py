@@ -1,0 +1,91 @@
+"""A bar plot of what `bench` measured; the only importer of matplotlib, which the extra `plot` installs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsec.benchmark import machine_line, ratios
+from sparsec.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_ENDINGS = (".png", ".svg")
+_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#CC79A7")  # of Okabe and Ito: told apart with any colour vision
+_NAMES = {"dense": "torch", "mkldnn": "torch, prepacked (oneDNN)", "onnxruntime": "onnxruntime fp32",
+          "onnxruntime-int8": "onnxruntime int8"}  # fmt: skip
+_INK, _FAINT = "#222222", "#767676"
+_GROUP = 0.82  # of the space between two groups, what the bars take
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a plot that could not be saved, before anything is measured. Raises UsageError."""
+    if path.suffix.lower() not in _ENDINGS:
+        raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(_ENDINGS)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib; install it with: pip install 'sparsec[plot]'")
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise UsageError(f"--plot {path}: cannot be written; expected a file in a folder that is there and writable")
+
+
+def save_plot(result: Mapping[str, Any], path: Path) -> None:
+    """Draw the whole model's ratios: a panel for each thread count, a group for each size, a bar for each peer."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    rows = result["speed"]
+    counts = list(dict.fromkeys(row["threads"] for row in rows))
+    names = list(dict.fromkeys(name for row in rows for name in ratios(row)))
+    # Text stays text in SVG, and equal figures give equal files.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sparsec", "font.size": 10}):
+        figure = Figure(figsize=(9, 1.5 + 2.9 * len(counts)), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+        panels = figure.subplots(len(counts), 1, sharey=True, squeeze=False)[:, 0]
+        for panel, count in zip(panels, counts, strict=True):
+            _draw(panel, [row for row in rows if row["threads"] == count], names)
+        patterns = ", ".join(result["patterns"])
+        figure.suptitle(
+            f"{result['model']} at {patterns}: times faster than the same weights run dense",
+            x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK,
+        )  # fmt: skip
+        panels[0].legend(loc="lower left", bbox_to_anchor=(-0.01, 1.07), ncols=len(names), frameon=False)
+        machine = "\n".join(textwrap.wrap(machine_line(result["machine"], counts), 130))
+        figure.supxlabel(machine, x=0.012, ha="left", fontsize=8, color=_FAINT)
+        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+
+
+def _draw(panel: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    from matplotlib.patheffects import withStroke
+
+    width = _GROUP / len(names)
+    for i, name in enumerate(names):
+        places = [group - _GROUP / 2 + (i + 0.5) * width for group in range(len(rows))]
+        heights = [ratios(row).get(name, 0.0) for row in rows]
+        bars = panel.bar(places, heights, width * 0.92, color=_COLOURS[i % 4], label=_NAMES.get(name, name))
+        labels = [f"{height:.2f}" if height else "" for height in heights]
+        size = 8 if len(names) * len(rows) <= 24 else 6
+        texts = panel.bar_label(bars, labels, padding=2, fontsize=size, color=_INK)
+        for text in texts:  # readable where the line at 1 passes behind it
+            text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+    panel.axhline(1.0, zorder=1.5, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+    panel.set_xticks(range(len(rows)), [_size(row) for row in rows])
+    panel.set_xlim(-0.5, len(rows) - 0.5)
+    panel.margins(y=0.14)
+    threads = rows[0]["threads"]
+    panel.set_title(f"{threads} thread{'s' if threads > 1 else ''}, {rows[0]['clock']}", loc="left", fontsize=10)
+    panel.set_ylabel("times faster")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis="y", color="#e5e5e5")
+    panel.set_axisbelow(True)
+
+
+def _size(row: Mapping[str, Any]) -> str:
+    if "batch" in row:
+        return f"{row['batch']} x {row['length']} tokens"
+    return f"{row['tokens']} token{'s' if row['tokens'] > 1 else ''}"
