@@ -249,6 +249,13 @@ def _has_fp32(row: Mapping[str, Any]) -> bool:
     return any(name in row.get("seconds", {}) for name in FP32)
 
 
+def size_of(row: Mapping[str, Any]) -> str:
+    """A row's inputs in words: `8 x 128 tokens`, `1 token`."""
+    if "batch" in row:
+        return f"{row['batch']} x {row['length']} tokens"
+    return f"{row['tokens']} token{'s' if row['tokens'] > 1 else ''}"
+
+
 def machine() -> dict[str, Any]:
     """What the figures hold for."""
     import torch

@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec import _fx, registry, store, timing
+from sparsec import _fx, registry, store
 from sparsec.backend import CHECK_FILE, CheckData
 from sparsec.errors import ArtifactError, UsageError
 from sparsec.program import Program
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from sparsec.artifact import Artifact
 
+COLD_BYTES = 32 << 20  # of all copies of one weight: beyond what the last-level cache leaves to one side
+MOST_COPIES = 256  # each is a session of its own in onnxruntime
 _ONNX = "model.onnx"
 
 Run = Callable[..., dict[str, "Tensor"]]
@@ -198,8 +200,8 @@ LAYERS: dict[str, Callable[[Tensor, int, Path], Layer]] = {
 
 
 def copies_of(nbytes: int) -> int:
-    """How many copies of a weight one side rotates through."""
-    return -(-timing.COLD_BYTES // nbytes)
+    """How many copies of a weight one side rotates through: enough to fill `COLD_BYTES`, at most `MOST_COPIES`."""
+    return min(-(-COLD_BYTES // nbytes), MOST_COPIES)
 
 
 def in_rotation(copies: list[Layer]) -> Layer:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec.benchmark import machine_line, ratios
+from sparsec.benchmark import machine_line, ratios, size_of
 from sparsec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,8 +61,6 @@ def save_plot(result: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw(panel: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    from matplotlib.patheffects import withStroke
-
     width = _GROUP / len(names)
     for i, name in enumerate(names):
         places = [group - _GROUP / 2 + (i + 0.5) * width for group in range(len(rows))]
@@ -70,11 +68,10 @@ def _draw(panel: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) 
         bars = panel.bar(places, heights, width * 0.92, color=_COLOURS[i % 4], label=_NAMES.get(name, name))
         labels = [f"{height:.2f}" if height else "" for height in heights]
         size = 8 if len(names) * len(rows) <= 24 else 6
-        texts = panel.bar_label(bars, labels, padding=2, fontsize=size, color=_INK)
-        for text in texts:  # readable where the line at 1 passes behind it
-            text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.9}  # the line at 1 may pass behind
+        panel.bar_label(bars, labels, padding=2.5, fontsize=size, color=_INK, bbox=ground)
     panel.axhline(1.0, zorder=1.5, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-    panel.set_xticks(range(len(rows)), [_size(row) for row in rows])
+    panel.set_xticks(range(len(rows)), [size_of(row) for row in rows])
     panel.set_xlim(-0.5, len(rows) - 0.5)
     panel.margins(y=0.14)
     threads = rows[0]["threads"]
@@ -83,9 +80,3 @@ def _draw(panel: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) 
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis="y", color="#e5e5e5")
     panel.set_axisbelow(True)
-
-
-def _size(row: Mapping[str, Any]) -> str:
-    if "batch" in row:
-        return f"{row['batch']} x {row['length']} tokens"
-    return f"{row['tokens']} token{'s' if row['tokens'] > 1 else ''}"

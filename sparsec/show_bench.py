@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sparsec.benchmark import FP32, OURS, best_fp32, machine_line, ratios
+from sparsec.benchmark import FP32, OURS, best_fp32, machine_line, ratios, size_of
 from sparsec.show import out
 
 Row = Mapping[str, Any]
@@ -63,7 +63,7 @@ def _header(name: str) -> str:
 
 def _cell(row: Row, column: str) -> str:
     if column == "inputs":
-        return f"{row['batch']} x {row['length']}" if "batch" in row else f"{row['tokens']} tokens"
+        return size_of(row)
     return f"{row['rows']}x{row['cols']}" if column == "rows x cols" else str(row[column])
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 TOKENS = (1, 32, 128, 512)
 _DIMS = re.compile(r"\[(.*)\]")
 _LEAST_TURNS, _MOST_TURNS = 3, 1000
-COLD_BYTES = 32 << 20  # of all copies of one weight: beyond what the last-level cache leaves to one side
 
 
 @dataclass(frozen=True)
