@@ -28,13 +28,15 @@ VARIANTS: tuple[Variant, ...] = get_args(Variant)
 ROOT = Path(__file__).resolve().parents[2]
 EMULATED = Path(__file__).parent / "emulated"
 SIMDE = Path("/usr/include/simde/x86/avx512.h")
+# Python is not instrumented, so the sanitizers must be loaded first; they look for C++'s exceptions at once.
+RUNTIMES = ("libasan.so", "libubsan.so", "libstdc++.so")
+# -O1 and checks as calls: in full, instrumented kernels take minutes to compile.
+SANITIZED = ["-O1", "-g1", "-fsanitize=address", "--param=asan-instrumentation-with-call-threshold=0"]
 FLAGS: dict[Variant, list[str]] = {
-    "sanitized": ["-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-    # Instrumented intrinsics are much code: in full it takes minutes to compile. The library asks the processor before
-    # it runs a level; here the answer is always yes.
+    "sanitized": [*SANITIZED, "-fsanitize=undefined", "-fno-sanitize-recover=undefined"],
     "emulated": [
-        *("-g1", "-O1", "-Wno-psabi", "-fsanitize=address", "--param=asan-stack=0"),
-        *("--param=asan-instrumentation-with-call-threshold=0", f"-I{EMULATED}", "-D__builtin_cpu_supports(name)=true"),
+        *(*SANITIZED, "--param=asan-stack=0", "-Wno-psabi", f"-I{EMULATED}"),
+        "-D__builtin_cpu_supports(name)=true",  # what the library asks before it runs a level
         *("-mavx2", "-mfma", "-mf16c"),  # SIMDe must see them before g++ 12 reads the pragmas
     ],
 }
@@ -46,8 +48,9 @@ def missing(variant: Variant) -> str | None:
     """Why this machine cannot build or run the variant, or None."""
     if not shutil.which("g++"):
         return "g++ is not installed"
-    if not Path(runtime("libasan.so")).is_absolute():
-        return "g++ has no AddressSanitizer: install libasan"
+    absent = [name for name in RUNTIMES if not Path(runtime(name)).is_absolute()]
+    if absent:
+        return f"g++ has no {', '.join(absent)}: install the libraries of its sanitizers"
     if variant == "emulated" and not SIMDE.is_file():
         return "SIMDe is not installed: install libsimde-dev"
     if variant == "emulated" and not re.search(r"\bavx2\b", Path("/proc/cpuinfo").read_text()):
@@ -103,8 +106,7 @@ def environment(variant: Variant) -> dict[str, str]:
     """The variables under which Python runs on the variant's library."""
     return {
         "SPARSEC_LIBRARY": str(build(variant)),
-        # Python is not instrumented, so the sanitizers must be loaded first; they look for C++'s exceptions at once.
-        "LD_PRELOAD": ":".join(runtime(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")),
+        "LD_PRELOAD": ":".join(runtime(name) for name in RUNTIMES),
         "ASAN_OPTIONS": "detect_leaks=0",  # those would be Python's
     }
 

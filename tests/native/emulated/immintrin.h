@@ -69,6 +69,8 @@ Result convert(const Vector& vector) {
 // What SIMDe 0.7.4 lacks.
 #define _mm512_maskz_loadu_ps(mask, from) emulation::load<float>(__m512(), mask, from)
 #define _mm512_mask_storeu_ps(to, mask, vector) emulation::store<float>(to, mask, vector)
+#define _mm512_maskz_loadu_epi32(mask, from) emulation::load<int32_t>(__m512i(), mask, from)
+#define _mm512_mask_storeu_epi32(to, mask, vector) emulation::store<int32_t>(to, mask, vector)
 #define _mm512_i32gather_ps(index, base, scale) emulation::gather<float, __m512>(index, base, scale)
 #define _mm512_cvtepu8_epi32(vector) emulation::convert<int32_t, uint8_t, __m512i>(vector)
 
@@ -76,5 +78,7 @@ Result convert(const Vector& vector) {
 #define EMULATED_SIGNS(mask) uint64_t(_mm256_movemask_ps(_mm256_castsi256_ps(mask)))
 #define _mm256_maskload_ps(from, mask) emulation::load<float>(__m256(), EMULATED_SIGNS(mask), from)
 #define _mm256_maskstore_ps(to, mask, vector) emulation::store<float>(to, EMULATED_SIGNS(mask), vector)
+#define _mm256_maskload_epi32(from, mask) emulation::load<int32_t>(__m256i(), EMULATED_SIGNS(mask), from)
+#define _mm256_maskstore_epi32(to, mask, vector) emulation::store<int32_t>(to, EMULATED_SIGNS(mask), vector)
 #undef _mm256_i32gather_ps
 #define _mm256_i32gather_ps(base, index, scale) emulation::gather<float, __m256>(index, base, scale)
