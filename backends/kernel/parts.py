@@ -9,8 +9,7 @@ from typing import Any
 from sparsec.backend import Parts
 from sparsec.backends.kernel.calls import SparseCall, sparse_calls
 from sparsec.backends.kernel.cpu import library
-from sparsec.backends.kernel.cpu.layer import SparseLinear
-from sparsec.backends.kernel.cpu.stream import pack
+from sparsec.backends.kernel.cpu.layer import FLOAT, INT8, SparseLinear
 from sparsec.errors import ArtifactError
 from sparsec.layout import decompress
 from sparsec.program import read_graph
@@ -28,7 +27,8 @@ def read_parts(folder: Path, manifest: dict[str, Any]) -> Parts:
             del tensors[f"{call.site}_{table}"]
         view = _view(call, sites.get(call.site, {}))
         if call.has_kernel and library.level() is not None:
-            parts.layers[call.site] = partial(SparseLinear, pack(call.layout), view)
+            product = INT8 if call.layout.stored == "int8" else FLOAT
+            parts.layers[call.site] = partial(SparseLinear, product, product.pack(call.layout), view)
             parts.views[call.site] = view
             continue
         tensors[call.site] = view.to_parameter(decompress(call.layout, call.dtype))

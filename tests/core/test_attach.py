@@ -23,9 +23,12 @@ import sparsec
 from sparsec import Program, _fx
 from sparsec.axes import analyse, apply
 from sparsec.backends.kernel.cpu import library
-from sparsec.backends.kernel.cpu.layer import SparseLinear
+from sparsec.backends.kernel.cpu.int8 import int8_linear
+from sparsec.backends.kernel.cpu.layer import INT8, SparseLinear
 from sparsec.errors import ArtifactError, UsageError
+from sparsec.layout import compress, decompress, stored_as
 from sparsec.pipeline import relative_difference
+from sparsec.view import WeightView
 
 PATTERN = "4:2:5"  # tails in rows and columns of every net here
 SAME = 1e-6  # of the largest output: a kernel that applies its activation itself rounds otherwise in the last bits
@@ -371,6 +374,15 @@ def test_an_attached_model_may_be_copied_and_pickled(attached: Residual) -> None
         sparsec.detach(copied)
         assert torch.equal(original(x), copied(x))
     assert torch.equal(expected, attached(x))
+
+
+def test_a_layer_of_int8_values_runs_the_int8_kernels() -> None:
+    pattern, weight, x = sparsec.Pattern.parse(PATTERN), random(8, 10), random(3, 10, seed=1)
+    layout = stored_as(compress(weight[None], pattern, pattern.project(weight.abs()[None])), "int8")
+    layer = SparseLinear(INT8, INT8.pack(layout), WeightView((1, 0), (10, 8)), nn.Parameter(random(8), False))
+
+    assert torch.equal(int8_linear(x, INT8.pack(layout), layer.bias, 8), layer(x))
+    assert torch.equal(decompress(layout)[0].T, layer.unpacked())
 
 
 def test_the_stand_in_for_a_weight_answers_as_the_weight_would(attached: Residual) -> None:

@@ -137,7 +137,7 @@ def test_saving_an_attached_model_writes_no_weights(compiled: Compiled, tmp_path
 
 
 @pytest.mark.skipif(not (BABYLLAMA / "hf").is_dir(), reason=f"no {BABYLLAMA}: set SPARSEC_DATA to the data folder")
-@pytest.mark.parametrize("pattern", ["2:4", "64:2:5", "64:2:8"])
+@pytest.mark.parametrize("pattern", ["64:2:5", *(pytest.param(p, marks=pytest.mark.slow) for p in ("2:4", "64:2:8"))])
 def test_a_real_model_writes_the_masked_models_story(pattern: str, tmp_path: Path) -> None:
     import transformers
 

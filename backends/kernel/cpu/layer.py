@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from sparsec.backends.kernel.cpu import int8, stream
 from sparsec.backends.kernel.cpu.linear import stream_linear
-from sparsec.backends.kernel.cpu.stream import unpack
 from sparsec.errors import UsageError
-from sparsec.layout import decompress
+from sparsec.layout import SparseLayout, decompress
 from sparsec.view import WeightView
 
 
+class Product(NamedTuple):
+    """A family of kernels: what packs a layout, multiplies by the stream, and unpacks it again."""
+
+    pack: Callable[[SparseLayout], Tensor]
+    run: Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
+    unpack: Callable[[Tensor], SparseLayout]
+
+
+FLOAT = Product(stream.pack, stream_linear, stream.unpack)
+INT8 = Product(int8.pack, int8.int8_linear, int8.unpack)
+
+
 class SparseLinear(nn.Module):
-    """y = x @ weight.T + bias for inference, of a stream that `stream.pack` made.
+    """y = x @ weight.T + bias for inference, of a stream that `product` packed.
 
     `view`: how the weight of the layer it replaces lies. The weight is held packed only; `weight` unpacks it for code
     that computes with it, and `reads` counts how often that happened. Whoever would train, save, cast or move the layer
     gets a UsageError.
     """
 
-    def __init__(self, stream: Tensor, view: WeightView, bias: nn.Parameter | None) -> None:
+    def __init__(self, product: Product, stream: Tensor, view: WeightView, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.register_buffer("stream", stream, persistent=False)
         self.register_parameter("bias", bias)
-        self.view, self.reads = view, 0
+        self.product, self.view, self.reads = product, view, 0
         _, self.out_features, self.in_features = view.shape
         self.training = False
 
@@ -36,7 +48,7 @@ class SparseLinear(nn.Module):
         """x: (..., in_features) float32; y: (..., out_features)."""
         if self.training:
             raise UsageError(f"{_FOR_INFERENCE}: call model.eval(), or sparsec.detach(model) to train it")
-        return stream_linear(x, self.stream, self.bias, self.out_features)  # type: ignore[arg-type]
+        return self.product.run(x, self.stream, self.bias, self.out_features)  # type: ignore[arg-type]
 
     @property
     def weight(self) -> PackedWeight:
@@ -45,7 +57,8 @@ class SparseLinear(nn.Module):
 
     def unpacked(self) -> Tensor:
         """The weight as the model's own layer held it."""
-        return self.view.to_parameter(decompress(unpack(self.stream)))  # type: ignore[arg-type]
+        layout = self.product.unpack(self.stream)  # type: ignore[arg-type]
+        return self.view.to_parameter(decompress(layout, torch.float32))
 
     def extra_repr(self) -> str:
         """As nn.Linear prints itself."""
