@@ -22,50 +22,56 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
 
 log = logging.getLogger("sparsec")
+_MISSING = "the library for onnxruntime was not built: install a C++ compiler and reinstall sparsec"
 THREADS = "sparsec.threads"  # the session entry; it also marks options that the library is registered in
 
 
 def library() -> Path:
     """The library of operators for onnxruntime on the CPU. Raises UsageError where it was not built."""
-    found = sorted(Path(__file__).parent.glob("_ort*.so"))
-    if not found:
-        raise UsageError("the library for onnxruntime was not built: install a C++ compiler and reinstall sparsec")
+    if not (found := _found()):
+        raise UsageError(_MISSING)
     return found[0]
 
 
-def session(path: str | os.PathLike[str], options: SessionOptions | None = None) -> InferenceSession:
+def unavailable_reason() -> str | None:
+    """Why packed weights run at dense speed here, or None."""
+    if os.environ.get("SPARSEC_ISA") == "reference":
+        return "SPARSEC_ISA=reference turns the CPU kernels off"
+    return None if _found() else _MISSING
+
+
+def session(model: str | os.PathLike[str] | bytes, options: SessionOptions | None = None) -> InferenceSession:
     """A session on the CPU in which packed weights run sparse kernels, on the session's own threads.
 
-    `options`: onnxruntime.SessionOptions, with its thread count; the library is registered in it. Where the library is
-    missing, or SPARSEC_ISA=reference switches the kernels off, a warning says so, and the weights run densely. Raises
-    ArtifactError when onnxruntime refuses the file.
+    `model`: a file, or its content. `options`: onnxruntime's, with its thread count; the library is registered in them.
+    Where the library is missing, or SPARSEC_ISA=reference switches the kernels off, a warning says so and the weights
+    run densely. Raises ArtifactError when onnxruntime refuses the file.
     """
     import onnxruntime
 
     options = options or onnxruntime.SessionOptions()
-    if reason := _register(options):
+    if reason := unavailable_reason():
         log.warning("packed ONNX weights run at dense speed: %s", reason)
+    else:
+        _register(options)
+    name, given = ("the model", model) if isinstance(model, bytes) else (os.fspath(model), os.fspath(model))
     try:
-        return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class
-        raise ArtifactError(f"{os.fspath(path)}: onnxruntime cannot load it: {error}") from error
+        raise ArtifactError(f"{name}: onnxruntime cannot load it: {error}") from error
 
 
-def _register(options: SessionOptions) -> str | None:
-    """Register the library once; why not, or None."""
-    if os.environ.get("SPARSEC_ISA") == "reference":
-        return "SPARSEC_ISA=reference turns the CPU kernels off"
-    try:
-        found = library()
-    except UsageError as error:
-        return str(error)
+def _found() -> list[Path]:
+    return sorted(Path(__file__).parent.glob("_ort*.so"))
+
+
+def _register(options: SessionOptions) -> None:
     if _is_registered(options):
-        return None
+        return
     # 0 is onnxruntime's own choice: a thread for each core it may use.
     threads = options.intra_op_num_threads or len(os.sched_getaffinity(0))
     options.add_session_config_entry(THREADS, str(threads))
-    options.register_custom_ops_library(str(found))
-    return None
+    options.register_custom_ops_library(str(library()))
 
 
 def _is_registered(options: SessionOptions) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from sparsec import store
+from sparsec import ort, store
 from sparsec.backend import FP32_TOLERANCE, Check, CheckData, compare
 from sparsec.backends.onnx.backend import DATA, MODEL
+from sparsec.backends.onnx.packed import DOMAIN, OPERATOR, attributes, function, table_names
 from sparsec.backends.onnx.session import OnnxModule, first_line
 from sparsec.errors import SparsecError
 from sparsec.layout import SparseLayout, decompress, validate
-from sparsec.pattern import Pattern
+from sparsec.pattern import NM, Pattern
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +39,13 @@ def verify(folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Che
         packed = PackedTables(folder)
         words = "equal the kernel backend's packed tables bit for bit"
         checks.append(_all("onnx: packed tables", sites, lambda site: packed.difference(site, weights), words))
-    return [*checks, _outputs(path, check)]
+    if weights.packed:
+        fault = weights.foreign_function()
+        checks.append(Check("onnx: operator", fault is None, fault or "is also a function in standard operators"))
+    checks.append(_outputs("onnx: outputs in onnxruntime", path, "plain", check))
+    if weights.packed and ort.unavailable_reason() is None:
+        checks.append(_outputs("onnx: outputs with sparsec's kernels", path, "sparsec", check))
+    return checks
 
 
 class Initializers:
@@ -48,16 +55,33 @@ class Initializers:
         import onnx
 
         onnx.checker.check_model(str(path), full_check=True)
-        graph = onnx.load(str(path), load_external_data=False).graph
+        model = onnx.load(str(path), load_external_data=False)
+        graph = model.graph
         self._folder = path.parent
         self._by_name = {tensor.name: tensor for tensor in graph.initializer}
         self._nodes = list(graph.node)
+        self.functions = list(model.functions)
+        self.opset = next(entry.version for entry in model.opset_import if not entry.domain)
+
+    @property
+    def packed(self) -> bool:
+        """Whether some weights are tables."""
+        return any(node.domain == DOMAIN for node in self._nodes)
+
+    def foreign_function(self) -> str | None:
+        """Why the file's own form of the operator is not the one this version of sparsec writes, or None."""
+        found = [(entry.domain, entry.name) for entry in self.functions]
+        if found != [(DOMAIN, OPERATOR)]:
+            return f"expected one function, {DOMAIN}::{OPERATOR}, found {found or 'none'}"
+        same = list(self.functions[0].node) == list(function(self.opset).node)
+        return None if same else f"the function {DOMAIN}::{OPERATOR} does something else than sparsec's"
 
     def read(self, site: dict[str, Any]) -> Tensor | str:
         """The site's weight as (batch, rows, cols), or why there is none."""
         import onnx
-        import torch
 
+        if site["name"] not in self._by_name and self._packed_users(site):
+            return self._unpack(site)
         tensor = self._by_name.get(site["name"])
         if tensor is None:
             return "the file has no initializer of this name"
@@ -66,14 +90,52 @@ class Initializers:
         view = site["view"]
         if list(tensor.dims) != list(view["parameter"]):
             return f"expected shape {view['parameter']}, found {list(tensor.dims)}"
+        array = self._array(site["name"])
+        return array if isinstance(array, str) else array.permute(*view["axes"]).reshape(site["shape"])
+
+    def _array(self, name: str) -> Tensor | str:
+        import onnx
+        import torch
+
+        tensor = self._by_name.get(name)
+        if tensor is None:
+            return f"the file has no initializer {name}"
         if any(entry.key == "location" and entry.value != DATA for entry in tensor.external_data):
             return f"its values are expected in {DATA}, found another file"
-        array = onnx.numpy_helper.to_array(tensor, base_dir=str(self._folder))
         # A copy: the array is read-only memory of the file.
-        return torch.from_numpy(array.copy()).permute(*view["axes"]).reshape(site["shape"])
+        return torch.from_numpy(onnx.numpy_helper.to_array(tensor, base_dir=str(self._folder)).copy())
+
+    def _packed_users(self, site: dict[str, Any]) -> list[Any]:
+        values = f"{site['name']}_values"
+        return [node for node in self._nodes if node.domain == DOMAIN and values in node.input]
+
+    def _unpack(self, site: dict[str, Any]) -> Tensor | str:
+        """The dense weight that the tables hold, which all nodes that read them must read alike."""
+        name, pattern = site["name"], Pattern.parse(site["pattern"])
+        names, expected = table_names(name, pattern), attributes(pattern, site["shape"][2])
+        for node in self._packed_users(site):
+            found = {attribute.name: attribute.i for attribute in node.attribute}
+            if found != expected or list(node.input)[1:4] != names:
+                return f"expected {expected} of {names}, found {found} of {list(node.input)[1:4]}"
+        tables = []
+        for table in names:
+            array = self._array(table)
+            if isinstance(array, str):
+                return array
+            tables.append(array)
+        if isinstance(pattern, NM) and tables.pop().flatten().tolist() != list(range(pattern.m)):
+            return f"{names[2]} must be the offsets 0 to {pattern.m - 1}"
+        layout = SparseLayout(pattern, tuple(site["shape"]), *tables)
+        try:
+            validate(layout, name)
+        except SparsecError as error:
+            return str(error)
+        return decompress(layout)
 
     def misuse(self, site: dict[str, Any]) -> str | None:
         """Why the weight is not what the graph multiplies with, or None."""
+        if self._packed_users(site):
+            return None  # the tables belong to the operator
         users = [node for node in self._nodes if site["name"] in node.input]
         if any(_multiplies(node, site["name"]) for node in users) or (users and site["kind"] != "linear"):
             return None
@@ -149,9 +211,8 @@ def _all(name: str, sites: list[dict[str, Any]], fault: Callable[[dict[str, Any]
     return Check(name, False, f"{faults[0][0]}: {faults[0][1]}{more}")
 
 
-def _outputs(path: Path, check: CheckData) -> Check:
-    name = "onnx: outputs in onnxruntime"
+def _outputs(name: str, path: Path, kernels: Literal["plain", "sparsec"], check: CheckData) -> Check:
     try:
-        return compare(name, OnnxModule(path)(**check.inputs), check.outputs, FP32_TOLERANCE)
+        return compare(name, OnnxModule(path, kernels)(**check.inputs), check.outputs, FP32_TOLERANCE)
     except SparsecError as error:
         return Check(name, False, str(error))

@@ -1,4 +1,4 @@
-"""Turn a saved program into model.onnx, in a process of its own: `python -m ... PROGRAM_FOLDER OUT_FILE`.
+"""Turn a saved program into model.onnx, in a process of its own: `python -m ... PROGRAM OUT_FILE WEIGHTS`.
 
 It prints one line of JSON: figures, or an error and its kind.
 """
@@ -11,25 +11,30 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sparsec import _fx
-from sparsec.backends.onnx.backend import DATA
+from sparsec.backends.onnx.backend import DATA, Weights, is_packed
+from sparsec.backends.onnx.packed import to_packed_onnx
 from sparsec.backends.onnx.translation import translate
 from sparsec.errors import ArtifactError, SparsecError, TraceError
+from sparsec.layout import compress
 from sparsec.program import Program
+from sparsec.sites import Site
 
 INLINE_LIMIT = 1_500_000_000  # bytes of weights in one protobuf file, whose own limit is 2 GiB
 _NO_TRANSLATION = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'\)>")
 
 
-def export(program: Program, out: Path, inline_limit: int = INLINE_LIMIT) -> dict[str, Any]:
+def export(program: Program, out: Path, weights: Weights = "dense", inline_limit: int = INLINE_LIMIT) -> dict[str, Any]:
     """Write `out`, and its weights beside it when they exceed `inline_limit` bytes. Edits the program's module."""
     import onnx
     import onnx_ir
 
     start = time.perf_counter()
+    packed = [site for site in program.sites.sparse if weights == "packed" and is_packed(program, site)]
     model = translate(program)
+    _pack(model, program, packed)
     values = model.graph.initializers.values()
     external = sum(value.const_value.nbytes for value in values) > inline_limit
     onnx_ir.save(model, out, external_data=DATA if external else None)
@@ -38,8 +43,19 @@ def export(program: Program, out: Path, inline_limit: int = INLINE_LIMIT) -> dic
         "seconds": round(time.perf_counter() - start, 2),
         "peak_rss": _peak_rss(),
         "opset": model.opset_imports[""],
-        "weights": "dense",
+        "weights": weights,
     }
+
+
+def _pack(model: Any, program: Program, sites: list[Site]) -> None:
+    """Store these weights as tables. Raises ArtifactError where the export did not leave a Gemm."""
+    layouts = {
+        site.name: compress(site.read(program.module), site.pattern, site.selection)  # type: ignore[arg-type]
+        for site in sites
+    }
+    if dense := to_packed_onnx(model, layouts):
+        name, reason = next(iter(dense.items()))
+        raise ArtifactError(f"{name} cannot be packed: {reason}; please report the model, or write dense weights")
 
 
 def _explain(error: Exception, program: Program | None) -> tuple[str, str]:
@@ -80,7 +96,7 @@ def main() -> int:
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the report alone
         try:
             program = Program.load(sys.argv[1])
-            report = export(program, Path(sys.argv[2]))
+            report = export(program, Path(sys.argv[2]), cast(Weights, sys.argv[3]))
         except Exception as error:
             kind, message = _explain(error, program)
             report = {"error": message, "kind": kind}

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sparsec.pattern import NM, VNM
+from sparsec.pattern import NM, VNM, Pattern
 
 if TYPE_CHECKING:
     from sparsec.layout import SparseLayout
@@ -114,6 +114,19 @@ def function(opset: int) -> Any:
     return onnx.parser.parse_function(_FUNCTION.format(opset=opset))
 
 
+def attributes(pattern: Pattern, cols: int) -> dict[str, int]:
+    """The node's attributes for a weight of this pattern, N:M or V:N:M, with so many columns."""
+    assert isinstance(pattern, (NM, VNM))
+    v = pattern.v if isinstance(pattern, VNM) else 0
+    return {"v": v, "n": pattern.n, "m": pattern.m, "in_features": cols}
+
+
+def table_names(name: str, pattern: Pattern) -> list[str]:
+    """The initializers of a weight's values, positions and columns (rule 3)."""
+    columns = f"sparsec.offsets_{pattern.m}" if isinstance(pattern, NM) else f"{name}_columns"
+    return [f"{name}_values", f"{name}_positions", columns]
+
+
 def to_packed_onnx(model: Any, layouts: Mapping[str, SparseLayout]) -> dict[str, str]:
     """Replace every Gemm on a weight of `layouts` by the operator on its tables. Edits `model`, an onnx_ir.Model.
 
@@ -165,14 +178,13 @@ def _why_no_gemm(node: Any, weight: Any, layout: SparseLayout) -> str | None:
 
 
 def _tables(graph: Any, name: str, layout: SparseLayout) -> list[Any]:
-    """Values, positions and columns (rule 3) as initializers."""
-    tables = [_initializer(graph, f"{name}_{table}", tensor.numpy()) for table, tensor in layout.tensors().items()]
-    if layout.columns is None:
-        import numpy
+    import numpy
 
-        m = layout.pattern.m  # type: ignore[attr-defined]
-        tables.append(_initializer(graph, f"sparsec.offsets_{m}", numpy.arange(m, dtype="uint8").reshape(1, 1, 1, m)))
-    return tables
+    arrays = [tensor.numpy() for tensor in layout.tensors().values()]
+    if isinstance(layout.pattern, NM):
+        arrays.append(numpy.arange(layout.pattern.m, dtype="uint8").reshape(1, 1, 1, -1))
+    names = table_names(name, layout.pattern)
+    return [_initializer(graph, *named) for named in zip(names, arrays, strict=True)]
 
 
 def _initializer(graph: Any, name: str, array: Any) -> Any:
@@ -187,12 +199,10 @@ def _replace(graph: Any, gemm: Any, tables: list[Any], layout: SparseLayout) -> 
     import numpy
     import onnx_ir
 
-    pattern, (_, rows, cols) = layout.pattern, layout.shape
-    assert isinstance(pattern, (NM, VNM))
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
     if bias is None:
-        bias = _initializer(graph, f"sparsec.zeros_{rows}", numpy.zeros(rows, dtype="float32"))
-    facts = {"v": pattern.v if isinstance(pattern, VNM) else 0, "n": pattern.n, "m": pattern.m, "in_features": cols}
-    attributes = [onnx_ir.AttrInt64(name, value) for name, value in facts.items()]
-    node = onnx_ir.Node(DOMAIN, OPERATOR, [gemm.inputs[0], *tables, bias], attributes, name=gemm.name)
+        bias = _initializer(graph, f"sparsec.zeros_{layout.shape[1]}", numpy.zeros(layout.shape[1], "float32"))
+    facts = attributes(layout.pattern, layout.shape[2]).items()
+    inputs, settings = [gemm.inputs[0], *tables, bias], [onnx_ir.AttrInt64(*fact) for fact in facts]
+    node = onnx_ir.Node(DOMAIN, OPERATOR, inputs, settings, name=gemm.name)
     onnx_ir.convenience.replace_nodes_and_values(graph, gemm, [gemm], [node], gemm.outputs, node.outputs)

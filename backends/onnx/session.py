@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
+from sparsec import ort
 from sparsec.errors import ArtifactError, UsageError
 from sparsec.program import bind
 
@@ -15,9 +16,12 @@ _FATAL = 4  # onnxruntime's severity: it also prints the errors it raises, and w
 
 
 class OnnxModule:
-    """Inputs by position or by name -> dict of outputs by name, all tensors on the CPU, on torch's thread count."""
+    """Inputs by position or by name -> dict of outputs by name, all tensors on the CPU, on torch's thread count.
 
-    def __init__(self, path: Path) -> None:
+    `kernels`: onnxruntime's own only, or with sparsec's for packed weights.
+    """
+
+    def __init__(self, path: Path, kernels: Literal["plain", "sparsec"] = "plain") -> None:
         import onnxruntime
         import torch
 
@@ -25,10 +29,7 @@ class OnnxModule:
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors share no base class
-            raise ArtifactError(f"{path.name}: onnxruntime cannot load it: {first_line(error)}") from error
+        self._session = ort.session(path, options) if kernels == "sparsec" else _plain_session(path, options)
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
 
@@ -42,6 +43,15 @@ class OnnxModule:
         except Exception as error:  # as above
             raise UsageError(f"onnxruntime refused these inputs: {first_line(error)}") from error
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
+
+
+def _plain_session(path: Path, options: Any) -> Any:
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise ArtifactError(f"{path.name}: onnxruntime cannot load it: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -286,7 +286,7 @@ def test_equal_weights_stay_apart_and_outputs_keep_their_names(tmp_path: Path) -
 
     checks = OnnxBackend().verify(tmp_path, manifest_of(program), CheckData(inputs, expected))
     assert [check for check in checks if not check.ok] == []
-    assert list(OnnxBackend().load(tmp_path, {})(**inputs)) == ["b", "a", "copy", "val_0"]
+    assert list(OnnxBackend().load(tmp_path, manifest_of(program))(**inputs)) == ["b", "a", "copy", "val_0"]
 
 
 class Attention(nn.Module):
@@ -415,7 +415,7 @@ def test_minilm_runs_in_onnxruntime(tmp_path: Path) -> None:
     checks = OnnxBackend().verify(tmp_path, manifest_of(program), check_data(program))
     assert [check for check in checks if not check.ok] == []
     assert emitted.nbytes < 92e6
-    module = OnnxBackend().load(tmp_path, {})
+    module = OnnxBackend().load(tmp_path, manifest_of(program))
     for batch, length in [(1, 2), (3, 37), (8, 128)]:
         tokens = torch.randint(0, 30000, (batch, length), generator=torch.Generator().manual_seed(0))
         given = [tokens, (torch.arange(length) <= length // 2).long().expand(batch, -1), torch.zeros_like(tokens)]
