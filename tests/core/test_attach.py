@@ -385,6 +385,13 @@ def test_a_layer_of_int8_values_runs_the_int8_kernels() -> None:
     assert torch.equal(decompress(layout)[0].T, layer.unpacked())
 
 
+def test_torch_compile_takes_an_attached_model_as_one_graph(attached: Residual) -> None:
+    compiled, x = torch.compile(attached, backend="eager", fullgraph=True), random(2, 5)
+
+    with torch.no_grad():
+        assert torch.equal(attached(x), compiled(x))
+
+
 def test_the_stand_in_for_a_weight_answers_as_the_weight_would(attached: Residual) -> None:
     layer: Any = attached.up
     weight = layer.weight
