@@ -67,7 +67,8 @@ def quantise_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.float()
     largest = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1)
     usable = largest.isfinite() & (largest >= SMALLEST_TOKEN)
-    factor = torch.where(usable, INT8_MAX / largest, 0.0)
+    # A full tensor: torch computes a number / tensor as number * (1 / tensor), which rounds twice.
+    factor = torch.where(usable, torch.full_like(largest, INT8_MAX) / largest, 0.0)
     scale = torch.where(largest.isfinite(), torch.where(usable, largest / INT8_MAX, 0.0), torch.nan)
     return torch.where(usable, x * factor, 0.0).round().to(torch.int8), scale
 

@@ -69,10 +69,8 @@ void expand(const ExpandCall& call) {
   }
 }
 
-void fill(const FillCall& call) { fill_panel(call, _mm_setzero_si128()); }
-
 constexpr Kernels kernels = {
-    20, {1, 2, 4, 8, 0}, {tile<1>, tile<2>, tile<4>, tile<8>}, quantise_avx2, fill, expand, finish_avx2};
+    20, {1, 2, 4, 8, 0}, {tile<1>, tile<2>, tile<4>, tile<8>}, quantise_avx2, fill_panel<false>, expand, finish_avx2};
 
 }  // namespace
 

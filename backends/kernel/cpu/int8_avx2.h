@@ -51,46 +51,61 @@ void quantise_avx2(const QuantiseCall& call) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(call.to + i), bytes(tail));
 }
 
-// The 4 columns of both groups of every pair, each byte changed by `flip`.
-void fill_panel(const FillCall& call, __m128i flip) {
+// The 4 columns of both groups of every pair; FLIP stores x + 128.
+template <bool FLIP, bool TWO_LOADS>
+void fill_shuffled(const FillCall& call) {
+  const Geometry& g = *call.geometry;
+  const __m128i flip = _mm_set1_epi8(char(0x80));
+  const __m128i not_first = _mm_set_epi32(-1, -1, -1, 0), not_second = _mm_set_epi32(-1, -1, 0, -1);
+  const __m128i zero = _mm_set1_epi8(char(0x80));  // picks nothing, which gives 0
+  const __m128i shift = _mm_set_epi32(0, 0, int(g.shape.m) * 0x01010101, 0);
+  for (int64_t pair = 0; pair < call.pairs; ++pair) {
+    const int64_t group = (call.first_pair + pair) * 2;
+    const bool alone = group + 1 == g.groups;
+    // Both groups' columns: the table of a strip goes on behind its last group, if only with the next part.
+    __m128i pick = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(call.columns + group * 4)), pick_second = zero;
+    if (alone) pick = _mm_or_si128(pick, _mm_and_si128(not_first, zero));
+    if (TWO_LOADS) {  // each group has its own 16 bytes
+      pick_second = _mm_or_si128(pick, _mm_and_si128(not_second, zero));
+      pick = _mm_or_si128(pick, _mm_and_si128(not_first, zero));
+    } else if (!alone) {  // M <= 8: 16 bytes from the first group on hold both
+      pick = _mm_add_epi8(pick, shift);
+    }
+    const int8_t* x = call.x + group * g.shape.m;
+    const int64_t second = alone ? 0 : g.shape.m;
+    uint8_t* to = call.panel + pair * call.block * 8;
+    for (int t = 0; t < call.tokens; ++t, x += call.x_stride, to += 8) {
+      __m128i bytes = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), pick);
+      if (TWO_LOADS) {
+        const __m128i more = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + second));
+        bytes = _mm_or_si128(bytes, _mm_shuffle_epi8(more, pick_second));
+      }
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(to), FLIP ? _mm_xor_si128(bytes, flip) : bytes);
+    }
+  }
+}
+
+// The same byte by byte, for groups wider than a shuffle reaches.
+void fill_bytes(const FillCall& call, uint8_t flip) {
   const Geometry& g = *call.geometry;
   for (int64_t pair = 0; pair < call.pairs; ++pair) {
     const int64_t group = (call.first_pair + pair) * 2;
-    const bool has_second = group + 1 < g.groups;
     const uint8_t* columns = call.columns + group * 4;
     const int8_t* x = call.x + group * g.shape.m;
     uint8_t* to = call.panel + pair * call.block * 8;
-    if (g.shape.m > 16) {
-      for (int t = 0; t < call.tokens; ++t, x += call.x_stride) {
-        alignas(16) int8_t eight[16] = {};
-        for (int i = 0; i < 4; ++i) {
-          eight[i] = x[columns[i]];
-          eight[4 + i] = has_second ? x[g.shape.m + columns[4 + i]] : int8_t(0);
-        }
-        const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(eight));
-        _mm_storel_epi64(reinterpret_cast<__m128i*>(to + 8 * t), _mm_xor_si128(bytes, flip));
+    for (int t = 0; t < call.tokens; ++t, x += call.x_stride, to += 8)
+      for (int i = 0; i < 4; ++i) {
+        to[i] = uint8_t(x[columns[i]]) ^ flip;
+        to[4 + i] = group + 1 < g.groups ? uint8_t(x[g.shape.m + columns[4 + i]]) ^ flip : flip;
       }
-      continue;
-    }
-    // M <= 8: 16 bytes from the first group on hold both groups. Otherwise each group has its own 16 bytes.
-    const int64_t second = g.shape.m <= 8 || !has_second ? 0 : g.shape.m;
-    alignas(16) uint8_t low[16], high[16];
-    for (int i = 0; i < 16; ++i) low[i] = high[i] = 0x80;  // gives 0
-    for (int i = 0; i < 4; ++i) {
-      low[i] = columns[i];
-      if (has_second) (second ? high : low)[4 + i] = uint8_t(columns[4 + i] + (second ? 0 : g.shape.m));
-    }
-    const __m128i pick_low = _mm_load_si128(reinterpret_cast<const __m128i*>(low));
-    const __m128i pick_high = _mm_load_si128(reinterpret_cast<const __m128i*>(high));
-    for (int t = 0; t < call.tokens; ++t, x += call.x_stride) {
-      __m128i bytes = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), pick_low);
-      if (second) {
-        const __m128i more = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + second));
-        bytes = _mm_or_si128(bytes, _mm_shuffle_epi8(more, pick_high));
-      }
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(to + 8 * t), _mm_xor_si128(bytes, flip));
-    }
   }
+}
+
+template <bool FLIP>
+void fill_panel(const FillCall& call) {
+  const int64_t m = call.geometry->shape.m;
+  if (m > 16) return fill_bytes(call, FLIP ? 0x80 : 0);
+  return m > 8 ? fill_shuffled<FLIP, true>(call) : fill_shuffled<FLIP, false>(call);
 }
 
 void finish_avx2(const FinishCall& call) {

@@ -66,10 +66,13 @@ void expand(const ExpandCall& call) {
   }
 }
 
-void fill(const FillCall& call) { fill_panel(call, _mm_set1_epi8(char(0x80))); }
-
-constexpr Kernels kernels = {80,   {1, 2, 4, 8, 16, 0}, {tile<1>, tile<2>, tile<4>, tile<8>, tile<16>}, quantise_avx2,
-                             fill, expand,              finish_avx2};
+constexpr Kernels kernels = {80,
+                             {1, 2, 4, 8, 16, 0},
+                             {tile<1>, tile<2>, tile<4>, tile<8>, tile<16>},
+                             quantise_avx2,
+                             fill_panel<true>,
+                             expand,
+                             finish_avx2};
 
 }  // namespace
 
