@@ -9,12 +9,11 @@ import torch
 
 from sparsec.backend import FP32_TOLERANCE, Backend, Check, CheckData, Emitted, Parts, Verdict, compare
 from sparsec.backends.kernel.calls import no_kernel, sparse_calls
-from sparsec.backends.kernel.cpu import library
-from sparsec.backends.kernel.cpu.linear import stream_linear
-from sparsec.backends.kernel.cpu.stream import pack, unpack
+from sparsec.backends.kernel.cpu import int8, library
 from sparsec.backends.kernel.install import install_kernels
 from sparsec.backends.kernel.parts import read_parts
-from sparsec.layout import SparseLayout, Values, decompress
+from sparsec.backends.kernel.proofs import KERNEL_TOKENS, kernel_problems
+from sparsec.layout import Values, decompress
 from sparsec.pattern import NM, VNM, Pattern
 from sparsec.pipeline import PassManager, relative_difference
 from sparsec.program import Program, bind, read_graph, write_graph
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from sparsec.sites import Site
 
-_KERNEL_TOKENS = (1, 3, 40)  # one size for each kernel, and one that leaves a tail in both
 
 
 class KernelBackend(Backend):
@@ -59,7 +57,7 @@ class KernelBackend(Backend):
             return Verdict(
                 site.name, False, "reference", library.unavailable_reason() or "the kernels are switched off"
             )
-        return Verdict(site.name, True, f"{library.level()}", _caveat(site.pattern))
+        return Verdict(site.name, True, _kernel_name(values), _caveat(site.pattern, values))
 
     def emit(self, program: Program, folder: Path, values: Values = "fp32") -> Emitted:
         lowered = PassManager.parse(f"lower{{values={values}}}").run(program)
@@ -83,13 +81,14 @@ class KernelBackend(Backend):
                 problems["pattern"] = f"{name}: declared {declared[name]['values']}, stored {call.layout.stored}"
             elif violations := pattern.violations(decompress(call.layout)).first:
                 problems["pattern"] = f"{name}: {violations[0]}"
-            if call.has_kernel:
-                _check_kernel(name, call.layout, problems)
+            if call.has_kernel and library.level() is not None:
+                problems.update(kernel_problems(name, call.layout))
         kernels = sum(call.has_kernel for call in found.values())
+        rounds = any(call.layout.stored == "int8" for call in found.values())
         proven = {
             "pattern": f"{len(found)} sites satisfy their pattern bit for bit",
             "pack": f"the kernels' form of {kernels} sites unpacks to the same bits",
-            "kernel": f"{kernels} sites give what the dense product gives, for {_KERNEL_TOKENS} tokens",
+            "kernel": f"{kernels} sites give what the {'reference operator' if rounds else 'dense product'} gives, for {KERNEL_TOKENS} tokens",
         }
         if library.level() is None or not kernels:
             del proven["pack"], proven["kernel"]
@@ -134,30 +133,22 @@ def _what(site: Site) -> str:
     return words.get(site.kind, "a weight that is read in parts, looked up, or multiplied from the other side")
 
 
-def _caveat(pattern: Pattern) -> str:
+def _kernel_name(values: Values) -> str:
+    chosen = library.level()
+    assert chosen is not None
+    return f"int8 {int8.kernel_name(chosen)}" if values == "int8" else chosen
+
+
+def _caveat(pattern: Pattern, values: Values) -> str:
     """Where the sparse kernel is not faster than dense (tests/bench/bench_cpu_linear.py and its notes)."""
     if library.level() == "portable":
         return "the plain x86-64 kernels are slower than dense from about 8 tokens"
     assert isinstance(pattern, (NM, VNM))
+    if values == "int8":
+        spare = isinstance(pattern, VNM) and pattern.v % 16
+        return f"int8 kernels take 16 rows at once, which {pattern} does not fill" if spare else ""
     in_panel = pattern.m <= 16 or (isinstance(pattern, VNM) and pattern.v % 16 == 0)
     return "" if in_panel else f"{pattern} has groups wider than 16: slower than dense from about 8 tokens"
-
-
-def _check_kernel(name: str, layout: SparseLayout, problems: dict[str, str]) -> None:
-    """Pack and unpack give the same bytes; the kernel gives what the reference gives."""
-    if library.level() is None:
-        return
-    stream = pack(layout)
-    again = unpack(stream).tensors()
-    if any(not torch.equal(again[table], tensor) for table, tensor in layout.tensors().items()):
-        problems["pack"] = f"{name}: packing for the kernel and unpacking again changes the tables"
-    weight = decompress(layout)[0]
-    generator = torch.Generator().manual_seed(0)
-    for tokens in _KERNEL_TOKENS:
-        x = torch.randn(tokens, layout.shape[2], generator=generator)
-        difference = relative_difference(stream_linear(x, stream, None, layout.shape[1]), x @ weight.T)
-        if difference > FP32_TOLERANCE:
-            problems["kernel"] = f"{name}: {tokens} tokens differ by {difference:.1e}, allowed {FP32_TOLERANCE:.0e}"
 
 
 def _inputs(module: GraphModule) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from sparsec import _fx
+from sparsec.backends.kernel.cpu.int8 import int8_linear
 from sparsec.backends.kernel.cpu.linear import Activation, stream_linear
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ _SAME = 2.0**-23  # of the value, or of 1: constants are written with the digits
 
 
 def fuse_activations(module: GraphModule) -> int:
-    """Give every `stream_linear` of the graph the activation behind it; returns how many there were.
+    """Give every `stream_linear` and `int8_linear` of the graph the activation behind it; returns how many there were.
 
     Nodes that lose their users stay: `_fx.prune_unused` takes them away.
     """
     fused = 0
-    for linear in _fx.calls(module.graph, stream_linear):
+    for linear in [*_fx.calls(module.graph, stream_linear), *_fx.calls(module.graph, int8_linear)]:
         if len(linear.args) > _ARGUMENTS:
             continue  # it has its activation
         result = linear
@@ -53,7 +54,7 @@ def fuse_activations(module: GraphModule) -> int:
         end, activation = found
         _fx.replace(end, result)
         args = (*linear.args, activation)
-        _fx.replace(linear, _fx.call(linear, stream_linear, args, linear.meta[_fx.TYPE], linear.name))
+        _fx.replace(linear, _fx.call(linear, linear.target, args, linear.meta[_fx.TYPE], linear.name))  # type: ignore[arg-type]
         fused += 1
     return fused
 

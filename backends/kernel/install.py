@@ -10,7 +10,7 @@ import torch
 
 from sparsec import _fx
 from sparsec.backends.kernel.calls import SparseCall, sparse_calls
-from sparsec.backends.kernel.cpu import library
+from sparsec.backends.kernel.cpu import int8, library
 from sparsec.backends.kernel.cpu.linear import stream_linear
 from sparsec.backends.kernel.cpu.stream import pack
 from sparsec.backends.kernel.fuse import fuse_activations
@@ -26,8 +26,8 @@ log = logging.getLogger("sparsec")
 def install_kernels(module: GraphModule, dense: bool = False) -> GraphModule:
     """Replace every call on packed tables by this machine's kernel on one stream, or by a dense weight."""
     for call in sparse_calls(module):
-        if call.view is None and rounds_activations(call.layout) and not dense:
-            continue
+        if call.view is None and rounds_activations(call.layout) and library.level() is None and not dense:
+            continue  # what the model computes has its activations rounded too: the portable operator does that
         if call.has_kernel and library.level() is not None and not dense:
             _install_stream(module, call)
             continue
@@ -44,9 +44,10 @@ def install_kernels(module: GraphModule, dense: bool = False) -> GraphModule:
 def _install_stream(module: GraphModule, call: SparseCall) -> None:
     node, name = call.node, f"{call.site}_stream"
     if not _fx.has_tensor(module, name):  # a shared weight is packed once
-        _fx.set_tensor(module, name, pack(call.layout))
+        _fx.set_tensor(module, name, int8.pack(call.layout) if call.layout.stored == "int8" else pack(call.layout))
     args = (node.args[0], _fx.attribute(module, name, node), node.args[4], call.layout.shape[1])
-    _fx.replace(node, _fx.call(node, stream_linear, args, node.meta[_fx.TYPE], "stream_linear"))
+    product = int8.int8_linear if call.layout.stored == "int8" else stream_linear
+    _fx.replace(node, _fx.call(node, product, args, node.meta[_fx.TYPE], product.__name__))
 
 
 def _install_dense(module: GraphModule, call: SparseCall) -> None:
