@@ -15,7 +15,7 @@ from sparsec.backends.kernel.parts import read_parts
 from sparsec.backends.kernel.proofs import KERNEL_TOKENS, kernel_problems
 from sparsec.layout import Values, decompress
 from sparsec.pattern import NM, VNM, Pattern
-from sparsec.pipeline import PassManager, relative_difference
+from sparsec.pipeline import PassManager
 from sparsec.program import Program, bind, read_graph, write_graph
 from sparsec.uses import lowers_to_linear
 
@@ -84,11 +84,11 @@ class KernelBackend(Backend):
             if call.has_kernel and library.level() is not None:
                 problems.update(kernel_problems(name, call.layout))
         kernels = sum(call.has_kernel for call in found.values())
-        rounds = any(call.layout.stored == "int8" for call in found.values())
+        same = "the reference operator" if manifest["recipe"].get("values") == "int8" else "the dense product"
         proven = {
             "pattern": f"{len(found)} sites satisfy their pattern bit for bit",
             "pack": f"the kernels' form of {kernels} sites unpacks to the same bits",
-            "kernel": f"{kernels} sites give what the {'reference operator' if rounds else 'dense product'} gives, for {KERNEL_TOKENS} tokens",
+            "kernel": f"{kernels} sites give what {same} gives, for {KERNEL_TOKENS} tokens",
         }
         if library.level() is None or not kernels:
             del proven["pack"], proven["kernel"]

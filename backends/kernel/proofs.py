@@ -25,7 +25,11 @@ def kernel_problems(site: str, layout: SparseLayout) -> dict[str, str]:
     for tokens in KERNEL_TOKENS:
         x = torch.randn(tokens, layout.shape[2], generator=generator)
         if is_int8:
-            found, expected, allowed = int8.int8_linear(x, packed, None, layout.shape[1]), int8_linear(x, layout, None), 0.0
+            found, expected, allowed = (
+                int8.int8_linear(x, packed, None, layout.shape[1]),
+                int8_linear(x, layout, None),
+                0.0,
+            )
         else:
             found = linear.stream_linear(x, packed, None, layout.shape[1])
             expected, allowed = x @ decompress(layout, torch.float32)[0].T, FP32_TOLERANCE
