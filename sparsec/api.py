@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sparsec import benchmark, quality, registry, store, timing
 from sparsec.artifact import Artifact, verify_folder
 from sparsec.backend import CHECK_FILE, FORMAT, Backend, CheckData
-from sparsec.description import card, describe, describe_values
+from sparsec.description import card, describe, describe_quality, describe_values
 from sparsec.errors import UsageError, VerificationError
 from sparsec.normal_form import Dynamic
 from sparsec.pipeline import Context, PassManager, Progress, no_progress, relative_difference
@@ -119,15 +119,7 @@ def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Art
     program, reports = PassManager.parse(recipe.passes).run_reported(program, Context(recipe.seed))
     _check_pruned(program, options)
     options.progress("measuring quality", 2, _STAGES)
-    measured = quality.measure(program, dense, loaded.samples)
-    if not math.isfinite(measured.cosine + measured.relative_error):
-        raise VerificationError(
-            f"the model gives NaN or Inf on {loaded.samples_are}, so nothing can be proven; nothing written"
-        )
-    if options.min_quality is not None and not measured.cosine >= options.min_quality:
-        raise VerificationError(
-            f"the model {measured.words}; --min-quality {options.min_quality} was asked for; nothing written"
-        )
+    measured = _measure_quality(program, dense, loaded, options)
     manifest = describe(program, recipe, measured, loaded.samples_are)
     manifest["passes"] = [{"pass": r.text, "seconds": round(r.seconds, 3), **r.data} for r in reports]
     dense_bytes = sum(p.nbytes for p in dense.module.parameters())
@@ -149,7 +141,10 @@ def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Art
         check = CheckData(program.inputs, _run(program, program.inputs))
         store.save_tensors(folder / CHECK_FILE, check.tensors())
         if recipe.values != "fp32":
-            manifest |= _measure_values(recipe, backends[0].load(folder, manifest), program, loaded.samples)
+            stored = backends[0].load(folder, manifest)
+            measured = _measure_quality(stored, dense, loaded, options)
+            manifest |= _measure_values(recipe, stored, program, loaded.samples)
+            manifest["quality"] = describe_quality(measured, loaded.samples_are)
         options.progress("verifying", 4, _STAGES)
         _verify(folder, manifest)
         if options.measure_speed and "kernel" in manifest["backends"]:
@@ -173,6 +168,20 @@ def _check_pruned(program: Program, options: Options) -> None:
             f"{len(silent)} sites would silently stay dense, the first is {silent[0]}; give them a pattern with "
             "--layer or --pattern, exclude them with --ignore, or add --allow-dense"
         )
+
+
+def _measure_quality(found: Any, dense: Program, loaded: Loaded, options: Options) -> quality.Quality:
+    """How far `found` is from the dense original; raises VerificationError where that is too far."""
+    measured = quality.measure(found, dense, loaded.samples)
+    if not math.isfinite(measured.cosine + measured.relative_error):
+        raise VerificationError(
+            f"the model gives NaN or Inf on {loaded.samples_are}, so nothing can be proven; nothing written"
+        )
+    if options.min_quality is not None and not measured.cosine >= options.min_quality:
+        raise VerificationError(
+            f"the model {measured.words}; --min-quality {options.min_quality} was asked for; nothing written"
+        )
+    return measured
 
 
 def _measure_values(recipe: Recipe, stored: Any, masked: Program, samples: Any) -> dict[str, Any]:

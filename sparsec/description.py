@@ -27,17 +27,22 @@ def describe(program: Program, recipe: Recipe, measured: Quality, samples_are: s
         "outputs": list(next(iter(reversed(graph.nodes))).args[0]),
         "dims": program.dims,
         "rows_per_item": _rows_per_item(program),
-        "quality": {
-            "cosine": measured.cosine,
-            "relative_error": measured.relative_error,
-            "output": measured.output,
-            "samples": samples_are,
-            "words": measured.words,
-        },
+        "quality": describe_quality(measured, samples_are),
         "sites": [_describe_site(site, recipe.values) for site in program.sites],
         "exclusions": [{"name": e.name, "role": e.role, "reason": e.reason} for e in program.sites.exclusions],
         "values": {"type": recipe.values},
         "tolerance": FP32_TOLERANCE,
+    }
+
+
+def describe_quality(measured: Quality, samples_are: str) -> dict[str, Any]:
+    """The manifest's part on the distance to the dense original."""
+    return {
+        "cosine": measured.cosine,
+        "relative_error": measured.relative_error,
+        "output": measured.output,
+        "samples": samples_are,
+        "words": measured.words,
     }
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from collections.abc import Callable
+
     from sparsec.program import Program
 
 FLOOR = 0.95
@@ -36,7 +38,7 @@ class Quality:
         )
 
 
-def measure(sparse: Program, dense: Program, samples: Iterable[dict[str, Tensor]]) -> Quality:
+def measure(sparse: Callable[..., dict[str, Tensor]], dense: Program, samples: Iterable[dict[str, Tensor]]) -> Quality:
     """Run both programs on the samples and compare their first floating-point output."""
     import torch
 
