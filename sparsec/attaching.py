@@ -85,6 +85,8 @@ def attach(model: nn.Module, path: str | Path, originals: Literal["keep", "drop"
     that `detach` can restore them; `drop` frees them. Raises UsageError when model and artifact do not belong together,
     ArtifactError when the artifact is damaged; the model is then unchanged.
     """
+    if originals not in ("keep", "drop"):
+        raise UsageError(f"originals={originals!r} is not known; expected keep or drop")
     artifact = Artifact.open(path)
     _check_model(model)
     parts = artifact.parts()

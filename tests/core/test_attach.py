@@ -308,7 +308,7 @@ def test_a_model_that_is_not_the_artifacts_is_refused_and_left_as_it_was(case: s
         sparsec.detach(model)
 
 
-def test_attaching_twice_or_in_train_mode_is_refused(tmp_path: Path) -> None:
+def test_attaching_twice_in_train_mode_or_with_an_unknown_word_is_refused(tmp_path: Path) -> None:
     model = made(Residual)
     artifact = compiled(model, tmp_path)
     sparsec.attach(model, artifact.root)
@@ -316,6 +316,8 @@ def test_attaching_twice_or_in_train_mode_is_refused(tmp_path: Path) -> None:
         sparsec.attach(model, artifact.root)
     sparsec.detach(model)
 
+    with pytest.raises(UsageError, match="originals='move' is not known; expected keep or drop"):
+        sparsec.attach(model, artifact.root, originals="move")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="train mode"):
         sparsec.attach(model.train(), artifact.root)
 
