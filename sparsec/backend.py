@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsec.errors import UsageError
 from sparsec.layout import Values
+from sparsec.pipeline import Progress, no_progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sparsec.cost import Basis, TokenRange
+    from sparsec.pattern import Pattern
     from sparsec.program import Program
     from sparsec.view import WeightView
 
@@ -85,8 +88,11 @@ class Backend(ABC):
         return None
 
     @abstractmethod
-    def plan(self, program: Program, values: Values = "fp32") -> tuple[Verdict, ...]:
-        """A verdict for every site that has a pattern, its weights stored as `values`. Reads the program only."""
+    def plan(self, program: Program, values: Values = "fp32", tokens: TokenRange | None = None) -> tuple[Verdict, ...]:
+        """A verdict for every site that has a pattern, its weights stored as `values`. Reads the program only.
+
+        `tokens`: what its layers are declared to see; a kernel that `cost` says is slower than dense there is not used.
+        """
 
     @abstractmethod
     def emit(self, program: Program, folder: Path, values: Values = "fp32") -> Emitted:
@@ -106,6 +112,35 @@ class Backend(ABC):
     def load_dense(self, folder: Path, manifest: dict[str, Any]) -> Any:
         """Like `load`, with the sparse weights unpacked and run densely; only the kernel backend has it."""
         raise UsageError(f"backend {self.name} has no dense form to compare with; compile with --backend kernel")
+
+    def cost(self, shape: tuple[int, int, int], pattern: Pattern, tokens: int, values: Values = "fp32") -> float:
+        """Seconds of `tokens` vectors times each matrix of a weight (batch, rows, cols); see `sparsec.cost.Cost`.
+
+        Measures nothing: it answers from what `calibrate` found, in this process or an earlier one, else from a model.
+        """
+        raise UsageError(f"backend {self.name} predicts no speed; ask for --backend kernel")
+
+    def cost_basis(self, pattern: Pattern, values: Values = "fp32") -> Basis:
+        """What `cost` rests on for a pattern."""
+        return "model"
+
+    def calibrate(self, patterns: Iterable[Pattern], values: Values = "fp32", progress: Progress = no_progress) -> None:
+        """Measure what `cost` needs for these patterns, where that was not done before: some seconds."""
+        return None
+
+    def measure(
+        self,
+        shape: tuple[int, int, int],
+        patterns: Sequence[Pattern],
+        tokens: Sequence[int],
+        values: Values = "fp32",
+    ) -> list[list[float]]:
+        """Like `cost`, but measured now on weights of this very shape: by token count, then by pattern."""
+        raise UsageError(f"backend {self.name} cannot measure layers; ask for --backend kernel")
+
+    def absorbed(self, program: Program) -> dict[str, str]:
+        """The nodes that go away when sites run sparse, because their kernels do them too: node -> site."""
+        return {}
 
     def parts(self, folder: Path, manifest: dict[str, Any]) -> Parts:
         """What `attach` puts into a model; only the kernel backend has it."""

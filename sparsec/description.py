@@ -26,7 +26,7 @@ def describe(program: Program, recipe: Recipe, measured: Quality, samples_are: s
         "inputs": [{"name": name, "type": types[name]} for name in program.inputs],
         "outputs": list(next(iter(reversed(graph.nodes))).args[0]),
         "dims": program.dims,
-        "rows_per_item": _rows_per_item(program),
+        "rows_per_item": rows_per_item(program),
         "quality": describe_quality(measured, samples_are),
         "sites": [_describe_site(site, recipe.values) for site in program.sites],
         "exclusions": [{"name": e.name, "role": e.role, "reason": e.reason} for e in program.sites.exclusions],
@@ -76,7 +76,7 @@ def _describe_site(site: Site, values: Values) -> dict[str, Any]:
     }
 
 
-def _rows_per_item(program: Program) -> int:
+def rows_per_item(program: Program) -> int:
     """Rows a linear layer sees for one batch item, where the length is not dynamic: 197 for a ViT, 1 for an MLP."""
     nodes = {node.name: node for node in program.module.graph.nodes}
     rows = 1

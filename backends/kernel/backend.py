@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from sparsec.backend import FP32_TOLERANCE, Backend, Check, CheckData, Emitted, Parts, Verdict, compare
+from sparsec.backends.kernel import cost
 from sparsec.backends.kernel.calls import no_kernel, sparse_calls
 from sparsec.backends.kernel.cpu import int8, library
-from sparsec.backends.kernel.install import install_kernels
+from sparsec.backends.kernel.install import absorbed, install_kernels
 from sparsec.backends.kernel.parts import read_parts
 from sparsec.backends.kernel.proofs import KERNEL_TOKENS, kernel_problems
+from sparsec.cost import TokenRange
 from sparsec.layout import Values, decompress
 from sparsec.pattern import NM, VNM, Pattern
-from sparsec.pipeline import PassManager
+from sparsec.pipeline import PassManager, Progress, no_progress
 from sparsec.program import Program, bind, read_graph, write_graph
 from sparsec.uses import lowers_to_linear
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import GraphModule
 
+    from sparsec.cost import Basis
     from sparsec.sites import Site
 
 
@@ -38,10 +42,10 @@ class KernelBackend(Backend):
     def instruction_set(self) -> str | None:
         return library.level()
 
-    def plan(self, program: Program, values: Values = "fp32") -> tuple[Verdict, ...]:
-        return tuple(self._verdict(program, site, values) for site in program.sites.sparse)
+    def plan(self, program: Program, values: Values = "fp32", tokens: TokenRange | None = None) -> tuple[Verdict, ...]:
+        return tuple(self._verdict(program, site, values, tokens) for site in program.sites.sparse)
 
-    def _verdict(self, program: Program, site: Site, values: Values) -> Verdict:
+    def _verdict(self, program: Program, site: Site, values: Values, tokens: TokenRange | None) -> Verdict:
         assert site.pattern is not None
         if reason := no_kernel(site.pattern, values):
             return Verdict(site.name, False, "dense", reason)
@@ -57,7 +61,26 @@ class KernelBackend(Backend):
             return Verdict(
                 site.name, False, "reference", library.unavailable_reason() or "the kernels are switched off"
             )
+        if reason := cost.too_slow(site.shape, site.pattern, values, tokens):
+            return Verdict(site.name, False, "dense", reason)
         return Verdict(site.name, True, _kernel_name(values), _caveat(site.pattern, values))
+
+    def cost(self, shape: tuple[int, int, int], pattern: Pattern, tokens: int, values: Values = "fp32") -> float:
+        return cost.seconds(shape, pattern, tokens, values)
+
+    def cost_basis(self, pattern: Pattern, values: Values = "fp32") -> Basis:
+        return cost.basis(pattern, values)
+
+    def calibrate(self, patterns: Iterable[Pattern], values: Values = "fp32", progress: Progress = no_progress) -> None:
+        cost.calibrate(patterns, values, progress)
+
+    def measure(
+        self, shape: tuple[int, int, int], patterns: Sequence[Pattern], tokens: Sequence[int], values: Values = "fp32"
+    ) -> list[list[float]]:
+        return cost.measure(shape, patterns, tokens, values)
+
+    def absorbed(self, program: Program) -> dict[str, str]:
+        return absorbed(program)
 
     def emit(self, program: Program, folder: Path, values: Values = "fp32") -> Emitted:
         lowered = PassManager.parse(f"lower{{values={values}}}").run(program)
@@ -95,14 +118,16 @@ class KernelBackend(Backend):
         checks = [Check(f"kernel: {what}", what not in problems, problems.get(what, ok)) for what, ok in proven.items()]
         with torch.no_grad():
             reference = module(*(check.inputs[name] for name in _inputs(module)))
-            outputs = Runnable(install_kernels(module), manifest)(**check.inputs)  # as `load`, without a second copy
+            outputs = Runnable(install_kernels(module, tokens=declared_tokens(manifest)), manifest)(
+                **check.inputs
+            )  # as `load`, without a second copy
         tolerance = manifest.get("tolerance", FP32_TOLERANCE)
         checks.append(compare("kernel: reference operator", reference, check.outputs, tolerance))
         checks.append(compare("kernel: outputs", outputs, check.outputs, tolerance))
         return checks
 
     def load(self, folder: Path, manifest: dict[str, Any]) -> Runnable:
-        return Runnable(install_kernels(read_graph(folder)), manifest)
+        return Runnable(install_kernels(read_graph(folder), tokens=declared_tokens(manifest)), manifest)
 
     def load_dense(self, folder: Path, manifest: dict[str, Any]) -> Runnable:
         return Runnable(install_kernels(read_graph(folder), dense=True), manifest)
@@ -149,6 +174,12 @@ def _caveat(pattern: Pattern, values: Values) -> str:
         return f"int8 kernels take 16 rows at once, which {pattern} does not fill" if spare else ""
     in_panel = pattern.m <= 16 or (isinstance(pattern, VNM) and pattern.v % 16 == 0)
     return "" if in_panel else f"{pattern} has groups wider than 16: slower than dense from about 8 tokens"
+
+
+def declared_tokens(manifest: dict[str, Any]) -> TokenRange | None:
+    """The range of tokens that an artifact was compiled for, if one was declared."""
+    text = manifest.get("recipe", {}).get("tokens")
+    return TokenRange.parse(str(text)) if text else None
 
 
 def _inputs(module: GraphModule) -> list[str]:

@@ -4,35 +4,45 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from sparsec import _fx
 from sparsec.backends.kernel.calls import SparseCall, sparse_calls
+from sparsec.backends.kernel.cost import too_slow
 from sparsec.backends.kernel.cpu import int8, library
 from sparsec.backends.kernel.cpu.linear import stream_linear
 from sparsec.backends.kernel.cpu.stream import pack
 from sparsec.backends.kernel.fuse import fuse_activations
 from sparsec.layout import decompress
 from sparsec.ops import rounds_activations
+from sparsec.uses import lowers_to_linear, operation
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule
+    from torch.fx import GraphModule, Node
+
+    from sparsec.cost import TokenRange
+    from sparsec.layout import Values
+    from sparsec.program import Program
 
 log = logging.getLogger("sparsec")
 
 
-def install_kernels(module: GraphModule, dense: bool = False) -> GraphModule:
-    """Replace every call on packed tables by this machine's kernel on one stream, or by a dense weight."""
+def install_kernels(module: GraphModule, dense: bool = False, tokens: TokenRange | None = None) -> GraphModule:
+    """Replace every call on packed tables by this machine's kernel on one stream, or by a dense weight.
+
+    `tokens`: what the layers are declared to see; where `cost` says that dense is faster then, dense it is.
+    """
     for call in sparse_calls(module):
         if call.view is None and rounds_activations(call.layout) and library.level() is None and not dense:
             continue  # what the model computes has its activations rounded too: the portable operator does that
-        if call.has_kernel and library.level() is not None and not dense:
+        runs_here, stored = call.has_kernel and not dense, cast("Values", call.layout.stored)
+        if runs_here and library.level() is None:
+            _say_once(library.unavailable_reason() or "the kernels are switched off")
+        elif runs_here and not too_slow(call.layout.shape, call.layout.pattern, stored, tokens):
             _install_stream(module, call)
             continue
-        if call.has_kernel and not dense:
-            _say_once(library.unavailable_reason() or "the kernels are switched off")
         _install_dense(module, call)
     fuse_activations(module)
     _fx.prune_unused(module)
@@ -60,6 +70,33 @@ def _install_dense(module: GraphModule, call: SparseCall) -> None:
         args = (node.args[0], weight_node, node.args[4])
         new = _fx.call(node, torch.ops.aten.linear.default, args, node.meta[_fx.TYPE], "linear")
     _fx.replace(node, new)
+
+
+def absorbed(program: Program) -> dict[str, str]:
+    """The activations of an unlowered program that kernels would apply themselves: node -> its layer's site."""
+    module = program.clone().module
+    owner: dict[Node, str] = {}
+    for site in program.sites:
+        if not site.eligible or not lowers_to_linear(module, site):
+            continue
+        for user in site.users:
+            node = _fx.find(module, user)
+            x = node.args[1 if operation(node) == "addmm" else 0]
+            args = (x, _fx.attribute(module, site.name, node), None, site.shape[1])  # any stream: nothing runs
+            new = _fx.call(node, stream_linear, args, node.meta[_fx.TYPE], user)
+            _fx.replace(node, new)
+            owner[_fx.find(program.module, user)] = site.name
+    fuse_activations(module)
+    _fx.prune_unused(module)
+    left = {node.name for node in module.graph.nodes}
+    gone = {}
+    for node in program.module.graph.nodes:
+        sites = [owner[read] for read in node.all_input_nodes if read in owner]
+        if sites and node not in owner and node.name not in left:
+            owner[node] = gone[node.name] = sites[0]
+        elif sites and operation(node) in ("view", "reshape"):
+            owner[node] = sites[0]
+    return gone
 
 
 @cache

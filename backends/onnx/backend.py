@@ -19,6 +19,7 @@ from sparsec.uses import lowers_to_linear
 
 if TYPE_CHECKING:
     from sparsec.backends.onnx.session import OnnxModule
+    from sparsec.cost import TokenRange
     from sparsec.layout import Values
     from sparsec.program import Program
     from sparsec.sites import Site
@@ -55,7 +56,7 @@ class OnnxBackend(Backend):
         missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
         return f"{' and '.join(missing)} missing; pip install {' '.join(missing)}" if missing else None
 
-    def plan(self, program: Program, values: Values = "fp32") -> tuple[Verdict, ...]:
+    def plan(self, program: Program, values: Values = "fp32", tokens: TokenRange | None = None) -> tuple[Verdict, ...]:
         """What onnxruntime runs for every site."""
         return tuple(self._verdict(program, site) for site in program.sites.sparse)
 

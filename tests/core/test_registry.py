@@ -46,7 +46,7 @@ class Text(Backend):
     def unavailable(self):
         {unavailable}
 
-    def plan(self, program, values):
+    def plan(self, program, values, tokens):
         return ()
 
     def emit(self, program, folder, values):
