@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import platform
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec import peers, registry, timing
+from sparsec import machine, peers, registry, timing
 from sparsec.errors import SparsecError, UsageError
 from sparsec.pipeline import Progress, no_progress, relative_difference
-from sparsec.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +87,7 @@ def bench(
     return {
         "model": artifact.manifest["source"].get("model", "model"),
         "patterns": sorted({site["pattern"] for site in artifact.manifest["sites"] if site["pattern"]}),
-        "machine": machine(),
+        "machine": machine.facts(),
         "speed": bench_of.speed,
         **({"layers": bench_of.layers} if layers else {}),
         "differences": bench_of.differences,
@@ -254,43 +251,6 @@ def size_of(row: Mapping[str, Any]) -> str:
     if "batch" in row:
         return f"{row['batch']} x {row['length']} tokens"
     return f"{row['tokens']} token{'s' if row['tokens'] > 1 else ''}"
-
-
-def machine() -> dict[str, Any]:
-    """What the figures hold for."""
-    import torch
-
-    facts = {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "kernels": registry.backend(OURS).instruction_set() or "none",
-        "torch": torch.__version__,
-        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
-        "sparsec": __version__,
-    }
-    try:
-        import onnxruntime
-    except ImportError:
-        return facts
-    return {**facts, "onnxruntime": onnxruntime.__version__}
-
-
-def machine_line(machine: Mapping[str, Any], threads: Sequence[int]) -> str:
-    """`AMD EPYC, 2 cores; threads 1, 2; kernels avx2; torch 2.13.0 (AVX2), onnxruntime 1.31.1; sparsec 0.1.0`."""
-    counts = ", ".join(map(str, dict.fromkeys(threads)))
-    others = f", onnxruntime {machine['onnxruntime']}" if "onnxruntime" in machine else ""
-    return (
-        f"{machine['processor']}, {machine['cores']} cores; threads {counts}; kernels {machine['kernels']}; "
-        f"torch {machine['torch']} ({machine['torch_kernels']}){others}; sparsec {machine['sparsec']}"
-    )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec.benchmark import machine_line, ratios, size_of
+from sparsec import machine
+from sparsec.benchmark import ratios, size_of
 from sparsec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def save_plot(result: Mapping[str, Any], path: Path) -> None:
             x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK,
         )  # fmt: skip
         panels[0].legend(loc="lower left", bbox_to_anchor=(-0.01, 1.07), ncols=len(names), frameon=False)
-        machine = "\n".join(textwrap.wrap(machine_line(result["machine"], counts), 130))
-        figure.supxlabel(machine, x=0.012, ha="left", fontsize=8, color=_FAINT)
+        facts = "\n".join(textwrap.wrap(machine.line(result["machine"], counts), 130))
+        figure.supxlabel(facts, x=0.012, ha="left", fontsize=8, color=_FAINT)
         figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
 
 

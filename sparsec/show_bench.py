@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from sparsec.benchmark import FP32, OURS, best_fp32, machine_line, ratios, size_of
+from sparsec import machine
+from sparsec.benchmark import FP32, OURS, best_fp32, ratios, size_of
 from sparsec.show import out
 
 Row = Mapping[str, Any]
@@ -31,7 +32,7 @@ def show(result: Mapping[str, Any]) -> None:
     for name, why in result["unavailable"].items():
         out.print(f"[yellow]{name} cannot run here[/]: {why}")
     out.print(f"largest difference from the dense outputs: {_differences(result['differences'])}")
-    out.print(machine_line(result["machine"], [row["threads"] for row in result["speed"]]))
+    out.print(machine.line(result["machine"], [row["threads"] for row in result["speed"]]))
 
 
 def _table(rows: Sequence[Row], what: Sequence[str]) -> Table:
