@@ -21,7 +21,7 @@ LEVELS = [  # a module imports only from levels above it
     {"tracing", "pipeline", "quality", "prediction"},
     {"backend", "axes"},
     {"registry"},
-    {"recipe", "catalogue", "artifact", "peers", "machine", "machine"},
+    {"recipe", "catalogue", "artifact", "peers", "machine"},
     {"models", "inspection", "description", "shorthand", "attaching", "benchmark"},
     {"api", "show", "plot", "opt", "explain"},
     {"show_bench"},
