@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sparsec import benchmark, quality, registry, store, timing
 from sparsec.artifact import Artifact, verify_folder
 from sparsec.backend import CHECK_FILE, FORMAT, Backend, CheckData
+from sparsec.cost import TokenRange
 from sparsec.description import card, describe, describe_quality, describe_values
 from sparsec.errors import UsageError, VerificationError
 from sparsec.normal_form import Dynamic
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sparsec.models import Loaded
 
 _STAGES = 6
+_DROP_TOKENS = "1-512"  # what --drop-slow looks at where no range was declared
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,15 @@ def _check_request(recipe: Recipe, out: Path, options: Options) -> list[Backend]
 def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Artifact:
     backends, dense = _check_request(recipe, out, options), loaded.program
     program = dense.replace(sites=dense.sites.with_targets(recipe.targets, recipe.include)) if recipe.targets else dense
+    if recipe.drop_slow:
+        program, recipe = _drop_slow(program, recipe, backends[0], options)
     options.progress("pruning", 1, _STAGES)
-    program, reports = PassManager.parse(recipe.passes).run_reported(program, Context(recipe.seed))
+    context = Context(recipe.seed, cost=backends[0].cost)
+    program, reports = PassManager.parse(recipe.passes).run_reported(program, context)
     _check_pruned(program, options)
+    tokens = TokenRange.parse(recipe.tokens) if recipe.tokens else None
+    if tokens:
+        _calibrate(backends, program, recipe, options)
     options.progress("measuring quality", 2, _STAGES)
     measured = _measure_quality(program, dense, loaded, options)
     manifest = describe(program, recipe, measured, loaded.samples_are)
@@ -131,7 +139,7 @@ def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Art
             emitted = one.emit(program, folder, recipe.values)
             entry = {"nbytes_sparse": emitted.nbytes_sparse, "nbytes": emitted.nbytes, **emitted.data}
             manifest["backends"][one.name] = entry
-            for verdict in one.plan(program, recipe.values):
+            for verdict in one.plan(program, recipe.values, tokens):
                 site = next(s for s in manifest["sites"] if s["name"] == verdict.site)
                 site["verdicts"][one.name] = {
                     "sparse": verdict.sparse,
@@ -155,6 +163,30 @@ def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Art
         (folder / "README.md").write_text(card(manifest))
     options.progress("done", _STAGES, _STAGES)
     return Artifact.open(out)
+
+
+def _calibrate(backends: Sequence[Backend], program: Program, recipe: Recipe, options: Options) -> None:
+    patterns = sorted({site.pattern for site in program.sites.sparse if site.pattern}, key=str)
+    for one in backends:
+        one.calibrate(patterns, recipe.values, options.progress)
+
+
+def _drop_slow(program: Program, recipe: Recipe, backend: Backend, options: Options) -> tuple[Program, Recipe]:
+    """Leave sites dense that would not run faster sparse, with the reason; the recipe then says so by name."""
+    if not program.sites.sparse:
+        raise UsageError("--drop-slow must know the patterns before any pass runs: give --pattern or --layer")
+    tokens = TokenRange.parse(recipe.tokens or _DROP_TOKENS)
+    _calibrate([backend], program, recipe, options)
+    slow = {v.site: v.reason for v in backend.plan(program, recipe.values, tokens) if not v.sparse}
+    if len(slow) == len(program.sites.sparse):
+        name, reason = next(iter(slow.items()))
+        raise UsageError(
+            f"--drop-slow would drop all {len(slow)} sites, the first is {name}: {reason}; choose a sparser pattern, "
+            "other --tokens, or leave out --drop-slow"
+        )
+    dropped = [program.sites[name].replace(pattern=None, excluded=f"dropped: {why}") for name, why in slow.items()]
+    targets = {**recipe.targets, **dict.fromkeys(slow, "ignore")}
+    return program.with_sites(dropped), recipe.model_copy(update={"targets": targets, "drop_slow": False})
 
 
 def _check_pruned(program: Program, options: Options) -> None:

@@ -17,6 +17,8 @@ from sparsec.program import FACTS, Program
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sparsec.cost import Cost
+
 Equivalence = Literal["exact", "close", "lossy"]
 """What a pass does to the outputs: nothing, rounding only, or a change that is its purpose (pruning, training)."""
 CLOSE = 1e-5  # relative to the largest output: a reordered fp32 sum over up to 4096 products
@@ -71,6 +73,8 @@ class Context:
     progress: Progress = no_progress
     resources: dict[str, Any] = field(default_factory=dict)
     """Objects that pass options name as text: data sets, a teacher."""
+    cost: Cost | None = None
+    """Predicted seconds of a layer's product on this machine, where somebody knows them."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import pydantic
 
+from sparsec.cost import TokenRange
 from sparsec.errors import PatternError, RecipeError, UsageError
 from sparsec.layout import Values
 from sparsec.pattern import Pattern
@@ -43,6 +44,11 @@ class Recipe(pydantic.BaseModel):
     dtype: Literal["fp32"] = "fp32"
     values: Values = "fp32"
     """How the kernel backend stores sparse weights; passes work on `dtype`, and other backends store that."""
+    tokens: str = ""
+    """How many vectors a layer is expected to see in one call, such as `1-512`: where the kernel backend predicts that
+    dense is faster, dense it is. Empty: not declared, sparse kernels run everywhere."""
+    drop_slow: bool = False
+    """Leave sites dense that would run no faster sparse (at `tokens`, or 1-512); `compile` resolves it to targets."""
     seed: int = pydantic.Field(0, ge=0, lt=2**63)  # what torch's generators take
 
     @pydantic.field_validator("targets")
@@ -63,6 +69,11 @@ class Recipe(pydantic.BaseModel):
     @classmethod
     def _passes_parse(cls, text: str) -> str:
         return " | ".join(map(str, parse_passes(text)))
+
+    @pydantic.field_validator("tokens")
+    @classmethod
+    def _tokens_parse(cls, text: str) -> str:
+        return str(TokenRange.parse(text)) if text else ""
 
     @staticmethod
     def read(path: Path) -> Recipe:

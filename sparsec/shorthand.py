@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sparsec.errors import UsageError
+from sparsec.layout import Values
 from sparsec.recipe import DEFAULT_PASSES, Recipe, make_pass
 
 
@@ -22,11 +23,12 @@ def recipe_of(
     backend: str | None,
     seed: int | None,
     values: str | None = None,
+    tokens: str | None = None,
+    drop_slow: bool = False,
 ) -> Recipe:
     """The recipe that the options say: a file's, changed by what else was given."""
     data: dict[str, Any] = Recipe.read(recipe).model_dump() if recipe else {"targets": {}, "passes": DEFAULT_PASSES}
-    targets = {**({"*": pattern} if pattern else {}), **dict(_selector(text) for text in layer or [])}
-    targets |= dict.fromkeys(ignore or [], "ignore")
+    targets = targets_of(pattern, layer, ignore)
     if passes and (score or columns):
         raise UsageError(
             "--score and --columns write the mask pass; with --passes, put them there: mask{columns=l1} | freeze"
@@ -36,6 +38,7 @@ def recipe_of(
         passes = f"{make_pass('mask', options)} | freeze"
     chosen = backend.split(",") if backend else None
     changes = {"model": model, "passes": passes, "seed": seed, "backends": chosen, "values": values}
+    changes |= {"tokens": tokens, "drop_slow": drop_slow or None}
     data |= {key: value for key, value in changes.items() if value is not None}
     data["targets"] |= targets
     if include_pooler:
@@ -45,6 +48,28 @@ def recipe_of(
     if not data["targets"] and "pattern=" not in data["passes"]:
         raise UsageError("compile needs a pattern: --pattern 64:2:5, or --layer 're:fc1=2:4', or a --recipe")
     return Recipe.from_data(data)
+
+
+def targets_of(pattern: str | None, layer: list[str] | None, ignore: list[str] | None) -> dict[str, str]:
+    """The targets that --pattern, --layer and --ignore say, in this order: later ones win."""
+    targets = {**({"*": pattern} if pattern else {}), **dict(_selector(text) for text in layer or [])}
+    return targets | dict.fromkeys(ignore or [], "ignore")
+
+
+def token_counts(text: str) -> tuple[int, ...]:
+    """`1,32,128` as numbers."""
+    counts = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
+    if min(counts) < 1:
+        raise UsageError(f"--tokens {text!r}: expected numbers from 1 up, such as 1,32,128")
+    return tuple(dict.fromkeys(counts))
+
+
+def values_of(text: str) -> Values:
+    """What sparse weights are stored as."""
+    known: dict[str, Values] = {name: name for name in get_args(Values)}
+    if text not in known:
+        raise UsageError(f"--values {text!r}: expected {', '.join(known)}")
+    return known[text]
 
 
 def _selector(text: str) -> tuple[str, str]:

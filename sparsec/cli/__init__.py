@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from sparsec.cli import bench, compiling, dumps, lists, look, terminal
+from sparsec.cli import bench, compiling, dumps, lists, look, speed, terminal
 
 app = typer.Typer(
     help="A compiler for sparse Transformers: smaller, faster, and proven bit for bit.",
@@ -24,6 +24,8 @@ for command in (
     compiling.compile,
     look.verify,
     look.inspect,
+    speed.explain,
+    speed.select,
     bench.bench,
     dumps.opt,
     lists.passes,

@@ -30,6 +30,12 @@ def compile(
     columns: Annotated[str | None, typer.Option(help="Column choice of V:N:M: l1, l2, greedy, exact.")] = None,
     backend: Annotated[str | None, typer.Option(help="Comma-separated: kernel, onnx. Default: kernel.")] = None,
     values: Annotated[str | None, typer.Option(help="Stored sparse weights: fp32, bf16, int8.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Tokens that layers will see, such as 1-512: slower kernels are not used.")
+    ] = None,
+    drop_slow: Annotated[
+        bool, typer.Option("--drop-slow", help="Leave sites dense that would run no faster sparse.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random; default 0.")] = None,
     threads: Threads = None,
     min_quality: Annotated[float | None, typer.Option(help="Fail below this cosine with the dense original.")] = None,
@@ -45,8 +51,9 @@ def compile(
         from sparsec.shorthand import recipe_of
 
         made = recipe_of(
-            model, pattern, layer, ignore, include_pooler, recipe, passes, score, columns, backend, seed, values
-        )
+            model, pattern, layer, ignore, include_pooler, recipe, passes, score, columns, backend, seed, values,
+            tokens, drop_slow,
+        )  # fmt: skip
         if dry_run:
             sys.stdout.write(made.model_dump_json(indent=1) + "\n" if as_json else made.to_yaml())
             return None

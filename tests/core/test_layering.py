@@ -24,7 +24,8 @@ LEVELS = [  # a module imports only from levels above it
     {"recipe", "catalogue", "artifact", "peers", "machine"},
     {"models", "inspection", "description", "shorthand", "attaching", "benchmark"},
     {"api", "show", "plot", "opt", "explain"},
-    {"show_bench"},
+    {"show_bench", "search"},
+    {"show_speed"},
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
@@ -33,7 +34,7 @@ LATE = {("pipeline", "recipe")}  # imports inside a function against the order, 
 SOLE_IMPORTERS = {
     "transformers": {"models"},
     "typer": {"cli"},
-    "rich": {"cli", "show", "show_bench"},
+    "rich": {"cli", "show", "show_speed", "show_bench"},
     "onnx": {"inspection", "peers"},
     "matplotlib": {"plot"},
 }
