@@ -87,6 +87,7 @@ def bench(
     return {
         "model": artifact.manifest["source"].get("model", "model"),
         "patterns": sorted({site["pattern"] for site in artifact.manifest["sites"] if site["pattern"]}),
+        "values": artifact.manifest.get("values", {}).get("type", "fp32"),
         "machine": machine.facts(),
         "speed": bench_of.speed,
         **({"layers": bench_of.layers} if layers else {}),
@@ -244,6 +245,12 @@ def best_fp32(rows: Sequence[Mapping[str, Any]]) -> tuple[str, int, float] | Non
 
 def _has_fp32(row: Mapping[str, Any]) -> bool:
     return any(name in row.get("seconds", {}) for name in FP32)
+
+
+def title(result: Mapping[str, Any]) -> str:
+    """What was measured: `demo:minilm at 64:2:8`, `demo:minilm at 64:2:8, int8 values`."""
+    values = "" if result["values"] == "fp32" else f", {result['values']} values"
+    return f"{result['model']} at {', '.join(result['patterns'])}{values}"
 
 
 def size_of(row: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsec import machine
-from sparsec.benchmark import ratios, size_of
+from sparsec.benchmark import ratios, size_of, title
 from sparsec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,9 +50,8 @@ def save_plot(result: Mapping[str, Any], path: Path) -> None:
         panels = figure.subplots(len(counts), 1, sharey=True, squeeze=False)[:, 0]
         for panel, count in zip(panels, counts, strict=True):
             _draw(panel, [row for row in rows if row["threads"] == count], names)
-        patterns = ", ".join(result["patterns"])
         figure.suptitle(
-            f"{result['model']} at {patterns}: times faster than the same weights run dense",
+            f"{title(result)}: times faster than the same weights run dense",
             x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK,
         )  # fmt: skip
         panels[0].legend(loc="lower left", bbox_to_anchor=(-0.01, 1.07), ncols=len(names), frameon=False)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from sparsec import machine
-from sparsec.benchmark import FP32, OURS, best_fp32, ratios, size_of
+from sparsec.benchmark import FP32, OURS, best_fp32, ratios, size_of, title
 from sparsec.show import out
 
 Row = Mapping[str, Any]
@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 def show(result: Mapping[str, Any]) -> None:
     """Tables of the whole model and of its layers, the best peer, and the machine."""
-    out.print(f"[bold]{result['model']}, {', '.join(result['patterns'])}[/]: times faster than ...")
+    out.print(f"[bold]{title(result)}[/]: times faster than ...")
     out.print(_table(result["speed"], ("inputs",)))
     out.print(_verdict(result["speed"]))
     if layers := result.get("layers"):

@@ -23,6 +23,7 @@ def row(threads: int, tokens: int, **seconds: float) -> dict[str, Any]:
 RESULT = {
     "model": "some-model",
     "patterns": ["64:2:8"],
+    "values": "int8",
     "machine": {**MACHINE, "sparsec": "0.1.0"},
     "speed": [
         row(1, 1, dense=2.25, mkldnn=1.75),
@@ -38,7 +39,7 @@ def test_a_plot_says_model_pattern_machine_clock_and_every_ratio(tmp_path: Path)
 
     texts = re.findall(r">([^<>]+)</text>", (tmp_path / "p.svg").read_text())
     for expected in (
-        "some-model at 64:2:8: times faster than the same weights run dense",
+        "some-model at 64:2:8, int8 values: times faster than the same weights run dense",
         "1 thread, thread CPU time",
         "2 threads, wall time",
         "torch, prepacked (oneDNN)",
