@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparsec.backends.kernel.cpu import library
 from sparsec.backends.kernel.cpu.library import LEVELS, Level
-from sparsec.backends.kernel.cpu.linear import _ACTIVATIONS, Activation, _refuse_gradients
+from sparsec.backends.kernel.cpu.linear import _ACTIVATIONS, Activation, _refuse_gradients, records_operators
 from sparsec.errors import PatternError
 from sparsec.layout import SparseLayout, pack_bits
 from sparsec.pattern import VNM
@@ -112,8 +112,7 @@ def int8_linear(
 
     A token that holds NaN or Inf gives NaN in every output. activation: as in torch.nn.functional.
     """
-    # Calling the registered op costs about 10 us, as much as a small sparse layer: only where a graph is recorded.
-    if torch.compiler.is_compiling() or type(x) is not Tensor:
+    if records_operators(x):
         _refuse_gradients(x)
         return torch.ops.sparsec.int8_linear(x, stream, bias, out_features, activation)  # type: ignore[no-any-return]
     if x.requires_grad:

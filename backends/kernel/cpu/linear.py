@@ -1,8 +1,9 @@
 """Run a packed stream: y = activation(x @ weight.T + bias), a few microseconds a call in eager, one op under export.
 
     sparsec::stream_linear(Tensor x, Tensor stream, Tensor? bias, int out_features, str activation="none",
-                           str kernel="auto") -> Tensor
+                           str which="auto") -> Tensor
 
+`which` is the function's `kernel`: TorchInductor has a use of its own for an argument of that name.
 `out_features` is an argument because a traced stream has no readable header. Only kept weights touch x: NaN or Inf in
 an activation that no row keeps does not reach y.
 """
@@ -37,8 +38,7 @@ def stream_linear(
 
     activation: as in torch.nn.functional; gelu_tanh is gelu(approximate="tanh"). Error below 2e-6 where |y| <= 10.
     """
-    # Calling the registered op costs about 10 us, as much as a small sparse layer: only where a graph is recorded.
-    if torch.compiler.is_compiling() or type(x) is not Tensor:
+    if records_operators(x):
         _refuse_gradients(x)
         return torch.ops.sparsec.stream_linear(  # type: ignore[no-any-return]
             x, stream, bias, out_features, activation, kernel
@@ -89,6 +89,20 @@ def run(
     return y
 
 
+def records_operators(x: Tensor) -> bool:
+    """Whether someone records or transforms operators, who would not see the C function write into y.
+
+    Calling the registered op costs about 10 us, as much as a small sparse layer, so the rest goes to C directly.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or type(x) is not Tensor
+        or torch._C._len_torch_dispatch_stack() > 0  # make_fx, fake tensors, operator counters
+        or torch._C._are_functorch_transforms_active()  # vmap
+        or torch._C._get_tracing_state() is not None  # jit.trace
+    )
+
+
 def _refuse_gradients(x: Tensor) -> None:
     if x.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("the CPU kernels have no backward: call under torch.no_grad(), or train before lowering")
@@ -100,12 +114,12 @@ def _op(
     bias: Tensor | None,
     out_features: int,
     activation: Activation = "none",
-    kernel: Kernel = "auto",
+    which: Kernel = "auto",
 ) -> Tensor:
     chosen = level()
     if chosen is None:
         raise RuntimeError(str(unavailable_reason()))
-    return run(x, stream, bias, out_features, torch.get_num_threads(), chosen, activation, kernel)
+    return run(x, stream, bias, out_features, torch.get_num_threads(), chosen, activation, which)
 
 
 def _fake(
@@ -114,7 +128,7 @@ def _fake(
     bias: Tensor | None,
     out_features: int,
     activation: Activation = "none",
-    kernel: Kernel = "auto",
+    which: Kernel = "auto",
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
@@ -122,7 +136,7 @@ def _fake(
 _ops = torch.library.Library("sparsec", "FRAGMENT")
 _ops.define(
     "stream_linear(Tensor x, Tensor stream, Tensor? bias, int out_features, str activation='none', "
-    "str kernel='auto') -> Tensor"
+    "str which='auto') -> Tensor"
 )
 _ops.impl("stream_linear", _op, "CPU")
 torch.library.register_fake("sparsec::stream_linear", _fake, lib=_ops)
