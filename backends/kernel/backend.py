@@ -144,11 +144,17 @@ class Runnable(torch.nn.Module):
 
     def __init__(self, graph: GraphModule, manifest: dict[str, Any]) -> None:
         super().__init__()
-        self.graph, self.manifest, self.input_names = graph.requires_grad_(False), manifest, _inputs(graph)
+        # Not named `graph`: torch.export puts the names of modules on a GraphModule, whose own that is.
+        self.body, self.manifest, self.input_names = graph.requires_grad_(False), manifest, _inputs(graph)
+
+    @property
+    def graph(self) -> GraphModule:
+        """What runs, as a torch.fx graph."""
+        return self.body
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
         """Run the model."""
-        outputs: dict[str, Tensor] = self.graph(*bind(self.input_names, args, kwargs))
+        outputs: dict[str, Tensor] = self.body(*bind(self.input_names, args, kwargs))
         return outputs
 
 
