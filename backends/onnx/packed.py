@@ -110,8 +110,10 @@ NMLinear <v, n, m, in_features> (x, values, positions, columns, bias) => (y)
 def function(opset: int) -> Any:
     """The operator as a function in standard operators of this version, 18 or later, as onnx's object."""
     import onnx
+    from onnx_ir import serde
 
-    return onnx.parser.parse_function(_FUNCTION.format(opset=opset))
+    parsed = onnx.parser.parse_function(_FUNCTION.format(opset=opset))
+    return serde.serialize_function(serde.deserialize_function(parsed))  # as a file holds it: the two can be compared
 
 
 def attributes(pattern: Pattern, cols: int) -> dict[str, int]:
@@ -173,7 +175,9 @@ def _why_no_gemm(node: Any, weight: Any, layout: SparseLayout) -> str | None:
     plain = found.get("alpha", 1.0) == found.get("beta", 1.0) == 1.0 and not found.get("transA", 0)
     plain = plain and tuple(weight.shape) == ((rows, cols) if rows_first else (cols, rows))
     return (
-        None if plain and (bias is None or tuple(bias.shape or ()) == (rows,)) else "its Gemm does more than x W^T + b"
+        None
+        if plain and (bias is None or tuple(bias.shape or ()) == (rows,))
+        else "its Gemm does more than x W^T + bias"
     )
 
 

