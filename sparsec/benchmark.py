@@ -65,7 +65,7 @@ def bench(
     _check_request(against, tokens, threads, seconds)
     if reason := registry.backend(OURS).unavailable():
         raise UsageError(f"there is nothing to measure: {reason}")
-    kernel = artifact.load(OURS)
+    kernel, facts = artifact.load(OURS), machine.facts()  # the load as it is before we add to it
     with tempfile.TemporaryDirectory(prefix="sparsec-bench-") as scratch, _threads_restored(), torch.inference_mode():
         dense = peers.DenseModel(artifact, Path(scratch))
         example = dense.program.inputs
@@ -88,7 +88,7 @@ def bench(
         "model": artifact.manifest["source"].get("model", "model"),
         "patterns": sorted({site["pattern"] for site in artifact.manifest["sites"] if site["pattern"]}),
         "values": artifact.manifest.get("values", {}).get("type", "fp32"),
-        "machine": machine.facts(),
+        "machine": facts,
         "speed": bench_of.speed,
         **({"layers": bench_of.layers} if layers else {}),
         "differences": bench_of.differences,

@@ -19,6 +19,7 @@ def facts() -> dict[str, Any]:
     facts = {
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
         "kernels": registry.backend("kernel").instruction_set() or "none",
         "torch": torch.__version__,
         "torch_kernels": torch.backends.cpu.get_cpu_capability(),
@@ -29,6 +30,16 @@ def facts() -> dict[str, Any]:
     except ImportError:
         return facts
     return {**facts, "onnxruntime": onnxruntime.__version__}
+
+
+def caution(machine: Mapping[str, Any], threads: Sequence[int]) -> str | None:
+    """Why these wall times are not to be believed: other programs held the cores when measuring began."""
+    if max(threads) == 1 or machine["load"] + max(threads) <= machine["cores"] + 0.5:
+        return None
+    return (
+        f"the load was {machine['load']} on {machine['cores']} cores when measuring began: the wall times of several "
+        "threads tell about the other programs; measure again on an idle machine"
+    )
 
 
 def line(machine: Mapping[str, Any], threads: Sequence[int]) -> str:

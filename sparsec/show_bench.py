@@ -32,7 +32,10 @@ def show(result: Mapping[str, Any]) -> None:
     for name, why in result["unavailable"].items():
         out.print(f"[yellow]{name} cannot run here[/]: {why}")
     out.print(f"largest difference from the dense outputs: {_differences(result['differences'])}")
-    out.print(machine.line(result["machine"], [row["threads"] for row in result["speed"]]))
+    threads = [row["threads"] for row in result["speed"]]
+    out.print(machine.line(result["machine"], threads))
+    if caution := machine.caution(result["machine"], threads):
+        out.print(f"[yellow]Caution[/]: {caution}")
 
 
 def _table(rows: Sequence[Row], what: Sequence[str]) -> Table:
