@@ -78,7 +78,9 @@ def explain(
         backend.calibrate(wanted, values, progress)
         seconds = table(backend, values)
     made = {one.name: [predict(known, each, one.patterns, seconds) for each in known.profiles] for one in variants}
-    is_measured = measure or all(backend.cost_basis(pattern, values) == "measured" for pattern in wanted)
+    is_measured = measure or (
+        bool(wanted) and all(backend.cost_basis(pattern, values) == "measured" for pattern in wanted)
+    )
     return {
         "threads": torch.get_num_threads(),
         "kernels": backend.instruction_set(),

@@ -65,7 +65,7 @@ def profile(
                 module(*arguments)
                 taken.append(clock() - start)
             calls.run(program.module, arguments)
-    return Profile(tokens, low(whole), min(low(rest), low(whole)), calls.times())
+    return Profile(tokens, low(whole), min(low(rest), low(whole)) if without else low(whole), calls.times())
 
 
 def low(samples: list[float]) -> float:

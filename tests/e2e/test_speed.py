@@ -1,0 +1,115 @@
+"""`sparsec explain` and `sparsec select` from the outside, on a small BERT; nothing is measured but the dense graph."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sparsec import Recipe
+from sparsec.backends.kernel import cost
+from sparsec.cli import app
+
+
+@pytest.fixture(autouse=True)
+def _no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setattr(cost, "calibrate", lambda *_: None)
+    cost._table_for.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    path = tmp_path_factory.mktemp("model")
+    BertModel(BertConfig(vocab_size=50, max_position_embeddings=40, **sizes)).save_pretrained(path)
+    return str(path)
+
+
+def run(*args: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(args))
+    assert code == result.exit_code, result.output + str(result.exception)
+    return result.stdout if code == 0 else result.stderr
+
+
+def as_json(*args: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run(*args, "--json"))
+    return found
+
+
+def test_explain_compares_patterns_by_role_and_says_what_limits(model: str) -> None:
+    text = " ".join(run("explain", model, "--tokens", "2,40").split())
+
+    for part in (
+        "attention.query/key/value/output 8 64x64",
+        "64:2:16",
+        "pooler.dense.weight dense: the pooler",
+        "the most that any pattern can give",
+        "model: kernels were not measured here",
+    ):
+        assert part in text
+
+
+def test_explain_as_data_has_every_site_and_the_asked_pattern_only(model: str) -> None:
+    found = as_json("explain", model, "--pattern", "2:4", "--ignore", "re:query", "--tokens", "8")
+
+    assert 13 == len(found["sites"])
+    assert [("2:4", 8)] == [(row["variant"], row["tokens"]) for row in found["whole"]]
+    ignored = [site for site in found["sites"] if "query" in site["name"]]
+    assert {"ignored by 're:query'"} == {site["variants"]["2:4"]["reason"] for site in ignored}
+
+
+def test_explain_can_time_the_real_shapes_and_list_every_site(model: str) -> None:
+    text = run("explain", model, "--pattern", "2:4", "--tokens", "4", "--measure", "--sites")
+
+    assert "(measured," in text
+    assert 12 == text.count("encoder.layer.")
+
+
+def test_a_backend_without_sparse_kernels_says_so_for_every_site(model: str) -> None:
+    found = as_json("explain", model, "--pattern", "2:4", "--tokens", "8", "--backend", "onnx")
+
+    assert [1.0] == [row["speed"] for row in found["whole"]]
+    assert 12 == sum("onnxruntime has no kernel" in site["variants"]["2:4"]["reason"] for site in found["sites"])
+    assert "100 % of the time is outside the sites" in found["words"]
+
+
+@pytest.mark.slow
+def test_explain_takes_an_artifact_for_its_model_and_patterns(model: str, tmp_path: Path) -> None:
+    run("compile", model, "--pattern", "1:4", "-o", str(tmp_path / "a.sparsec"))
+    found = as_json("explain", str(tmp_path / "a.sparsec"), "--tokens", "4")
+
+    assert {"1:4", None} == {site["variants"]["as asked"]["pattern"] for site in found["sites"]}
+
+
+def test_select_writes_a_recipe_that_compile_takes(model: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = run("select", model, "--speedup", "1.02", "--tokens", "32", "--patterns", "2:4,16:2:8", "-o", str(recipe))
+
+    assert "predicted at 32 tokens" in " ".join(text.split())
+    assert model == Recipe.read(recipe).model
+    assert "'*'" in run("compile", "--recipe", str(recipe), "--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "part"),
+    [
+        (("explain", "MODEL", "--tokens", "1,x"), 2, "expected numbers from 1 up"),
+        (("explain", "MODEL", "--values", "fp64"), 2, "expected fp32, bf16, int8"),
+        (("explain", "MODEL", "--pattern", "3:2"), 2, "N is the number kept"),
+        (("select", "MODEL", "--speedup", "900"), 1, "900x cannot be reached: the most is"),
+        (("select", "MODEL", "--speedup", "1"), 2, "expected a number above 1"),
+        (("compile", "MODEL", "--pattern", "2:4", "--tokens", "9-1"), 2, "expected LOW-HIGH such as 1-512"),
+        (("compile", "MODEL", "--passes", "mask{pattern=2:4} | freeze", "--drop-slow"), 2, "--drop-slow must know"),
+    ],
+)
+def test_bad_requests_say_what_was_expected(args: tuple[str, ...], code: int, part: str, model: str) -> None:
+    assert part in run(*(model if one == "MODEL" else one for one in args), code=code)
