@@ -34,13 +34,14 @@ def install_kernels(module: GraphModule, dense: bool = False, tokens: TokenRange
 
     `tokens`: what the layers are declared to see; where `cost` says that dense is faster then, dense it is.
     """
+    slow = cache(too_slow)  # layers repeat: each shape is decided once
     for call in sparse_calls(module):
         if call.view is None and rounds_activations(call.layout) and library.level() is None and not dense:
             continue  # what the model computes has its activations rounded too: the portable operator does that
         runs_here, stored = call.has_kernel and not dense, cast("Values", call.layout.stored)
         if runs_here and library.level() is None:
             _say_once(library.unavailable_reason() or "the kernels are switched off")
-        elif runs_here and not too_slow(call.layout.shape, call.layout.pattern, stored, tokens):
+        elif runs_here and not slow(call.layout.shape, call.layout.pattern, stored, tokens):
             _install_stream(module, call)
             continue
         _install_dense(module, call)
