@@ -63,10 +63,15 @@ def speed(
     return math.exp(sum(logs) / len(logs))
 
 
-def break_even(cost: Cost, shape: tuple[int, int, int], pattern: Pattern, values: Values = "fp32") -> int:
-    """The largest power of two of tokens, up to MOST_TOKENS, at which a layer is not slower than dense; 0: none."""
+def break_even(
+    cost: Cost, shape: tuple[int, int, int], pattern: Pattern, values: Values = "fp32", factor: float = 1.0
+) -> int:
+    """The largest power of two of tokens, up to MOST_TOKENS, at which a layer is not slower than dense; 0: none.
+
+    `factor`: how many times faster it is in its model than `cost` says, because its kernel does more than the product.
+    """
     counts = [2**i for i in range(MOST_TOKENS.bit_length())]
-    return max((n for n in counts if speed(cost, shape, pattern, (n,), values) >= 1), default=0)
+    return max((n for n in counts if factor * speed(cost, shape, pattern, (n,), values) >= 1), default=0)
 
 
 def slow(speed: float, tokens: TokenRange, basis: Basis) -> str:

@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sparsec import benchmark
 from sparsec.backend import Backend, Verdict
-from sparsec.cost import DENSE, break_even
+from sparsec.cost import DENSE, break_even, speed
 from sparsec.description import rows_per_item
 from sparsec.errors import UsageError
 from sparsec.layout import Values, table_bytes
@@ -185,12 +186,14 @@ def _site_in(
     }
     if not verdict.sparse:
         return found
-    speed = {one.tokens: layer for one in made for layer in one.layers if layer.site == name}
+    layers = {one.tokens: layer for one in made for layer in one.layers if layer.site == name}
+    in_model = math.prod(layer.dense / layer.sparse for layer in layers.values()) ** (1 / len(layers))
+    alone = speed(backend.cost, site.shape, site.pattern, tuple(layer.rows for layer in layers.values()), values)
     return {
         **found,
-        "break_even_tokens": break_even(backend.cost, site.shape, site.pattern, values),
-        "speed": {str(tokens): layer.dense / layer.sparse for tokens, layer in speed.items()},
-        "seconds": {str(tokens): [layer.dense, layer.sparse] for tokens, layer in speed.items()},
+        "break_even_tokens": break_even(backend.cost, site.shape, site.pattern, values, in_model / alone),
+        "speed": {str(tokens): layer.dense / layer.sparse for tokens, layer in layers.items()},
+        "seconds": {str(tokens): [layer.dense, layer.sparse] for tokens, layer in layers.items()},
     }
 
 

@@ -49,6 +49,11 @@ def test_break_even_is_the_most_tokens_that_are_not_slower(last: int, expected: 
     assert expected == break_even(until(last), SHAPE, PATTERN)
 
 
+def test_break_even_counts_what_else_a_kernel_does() -> None:
+    assert MOST_TOKENS == break_even(until(64), SHAPE, PATTERN, factor=2.0)
+    assert 0 == break_even(until(64), SHAPE, PATTERN, factor=0.4)
+
+
 def test_a_reason_says_ratio_range_and_what_it_rests_on() -> None:
     assert "predicted 0.93x at 1-512 tokens on this machine (measured kernels)" == slow(
         0.931, TokenRange(1, 512), "measured"
