@@ -26,7 +26,7 @@ from sparsec.program import Program
 PATTERNS = ("2:4", "64:2:5", "64:2:8")
 TOKENS = (1, 32, 512)
 MEAN, WORST = 0.15, 0.35
-SECONDS = 4.0  # for one model at one token count
+SECONDS, PASSES = 3.0, 2  # for one model at one token count; how often, for neighbours on the memory bus come and go
 
 
 def models(folder: Path) -> dict[str, str]:
@@ -60,15 +60,21 @@ def compared(name: str, program: Program, folder: Path) -> list[dict[str, Any]]:
     graph = program.module.graph
     types = [{"name": n.target, "type": n.meta["type"]} for n in graph.nodes if n.op == "placeholder"]
     shapes = {"inputs": types, "dims": program.dims, "rows_per_item": rows_per_item(program)}
-    rows = []
+    best: dict[tuple[int, str], float] = {}
     with torch.inference_mode():
-        for case in benchmark.cases_of_tokens(program.inputs, shapes, TOKENS):
-            seconds = benchmark.measure(runs, case, SECONDS)["seconds"]
-            for row in predicted["whole"]:
-                if row["tokens"] == case.tokens:
-                    found = {"predicted": row["speed"], "measured": seconds["dense"] / seconds[row["variant"]]}
-                    rows.append({"model": name, "tokens": case.tokens, "pattern": row["variant"], **found})
-    return rows
+        for case in PASSES * benchmark.cases_of_tokens(program.inputs, shapes, TOKENS):
+            for run, seconds in benchmark.measure(runs, case, SECONDS)["seconds"].items():
+                best[case.tokens, run] = min(seconds, best.get((case.tokens, run), seconds))
+    return [
+        {
+            "model": name,
+            "tokens": row["tokens"],
+            "pattern": row["variant"],
+            "predicted": row["speed"],
+            "measured": best[row["tokens"], "dense"] / best[row["tokens"], row["variant"]],
+        }
+        for row in predicted["whole"]
+    ]
 
 
 def main() -> int:
