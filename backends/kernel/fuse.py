@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from sparsec import _fx
 from sparsec.backends.kernel.cpu.int8 import int8_linear
-from sparsec.backends.kernel.cpu.int8 import int8_linear
 from sparsec.backends.kernel.cpu.linear import Activation, stream_linear
 
 if TYPE_CHECKING:

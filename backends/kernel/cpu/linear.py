@@ -10,7 +10,9 @@ an activation that no row keeps does not reach y.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from functools import cache
+from typing import Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +25,9 @@ Kernel = Literal["auto", "rows", "tokens"]  # auto: by the number of tokens
 # A name's place is its number in the C interface.
 _ACTIVATIONS = {name: number for number, name in enumerate(get_args(Activation))}
 _KERNELS = {name: number for number, name in enumerate(get_args(Kernel))}
+# Looked up once: each name on the way to a function costs a call 0.03 us.
+_dispatch_modes, _jit_trace = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+_is_transformed = torch._C._are_functorch_transforms_active
 _LEVELS = {name: number for number, name in enumerate(LEVELS)}
 
 
@@ -45,7 +50,7 @@ def stream_linear(
         )
     if x.requires_grad:
         _refuse_gradients(x)
-    return _op(x, stream, bias, out_features, activation, kernel)
+    return run(x, stream, bias, out_features, torch.get_num_threads(), level() or _missing(), activation, kernel)
 
 
 def run(
@@ -66,6 +71,8 @@ def run(
         expected = f"one of {', '.join(_ACTIVATIONS)}, and one of {', '.join(_KERNELS)}"
         raise ValueError(f"found activation {activation}, kernel {kernel}; expected {expected}")
     shape = x.shape
+    if threads < 1 or not shape:
+        raise ValueError(f"expected at least 1 thread and x (..., in_features), found {threads} and x {tuple(shape)}")
     y = x.new_empty(*shape[:-1], out_features)  # ints: a tuple costs 0.6 us more
     tokens = y.numel() // out_features
     if not tokens:
@@ -76,7 +83,7 @@ def run(
             raise TypeError(f"expected a float32 CPU bias ({out_features},), found {bias.dtype} {tuple(bias.shape)}")
         bias = bias.contiguous()
         bias_at = bias.data_ptr()
-    code = library().sparsec_linear(
+    code = _c_function()(
         stream.data_ptr(), stream.numel(), x.data_ptr(), bias_at, y.data_ptr(), tokens, out_features, shape[-1],
         _ACTIVATIONS[activation], _KERNELS[kernel], threads, _LEVELS[chosen],
     )  # fmt: skip
@@ -97,15 +104,24 @@ def records_operators(x: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or type(x) is not Tensor
-        or torch._C._len_torch_dispatch_stack() > 0  # make_fx, fake tensors, operator counters
-        or torch._C._are_functorch_transforms_active()  # vmap
-        or torch._C._get_tracing_state() is not None  # jit.trace
+        or _dispatch_modes() > 0  # make_fx, fake tensors, operator counters
+        or _is_transformed()  # vmap
+        or _jit_trace() is not None
     )
 
 
 def _refuse_gradients(x: Tensor) -> None:
     if x.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("the CPU kernels have no backward: call under torch.no_grad(), or train before lowering")
+
+
+def _missing() -> NoReturn:
+    raise RuntimeError(str(unavailable_reason()))
+
+
+@cache
+def _c_function() -> Callable[..., int]:
+    return library().sparsec_linear
 
 
 def _op(
@@ -116,10 +132,7 @@ def _op(
     activation: Activation = "none",
     which: Kernel = "auto",
 ) -> Tensor:
-    chosen = level()
-    if chosen is None:
-        raise RuntimeError(str(unavailable_reason()))
-    return run(x, stream, bias, out_features, torch.get_num_threads(), chosen, activation, which)
+    return run(x, stream, bias, out_features, torch.get_num_threads(), level() or _missing(), activation, which)
 
 
 def _fake(
