@@ -245,6 +245,7 @@ def test_defaults_are_filled_in_and_passes_are_brought_into_one_form() -> None:
         ({**SMALL, "pases": "mask"}, "where: there is no option 'pases'"),
         ({**SMALL, "seed": "x"}, "where: seed: .*found 'x'"),
         ({**SMALL, "dtype": "int3"}, "where: dtype: .*found 'int3'"),
+        ({**SMALL, "values": "int4"}, "where: values: .*found 'int4'"),
         ({**SMALL, "targets": ["2:4"]}, "where: targets: "),
         ({**SMALL, "targets": {"*": 3}}, r"where: targets\.\*: .*found 3"),
         ({**SMALL, "passes": "masks"}, "unknown pass 'masks'; did you mean mask"),

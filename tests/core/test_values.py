@@ -1,4 +1,4 @@
-"""Stored values may be rounded to bf16 or int8; what is stored is what decompress gives and what the operators compute."""
+"""Values may be stored as bf16 or int8; what is stored is what decompress gives and what the operators compute."""
 
 from __future__ import annotations
 

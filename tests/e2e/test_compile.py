@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import torch
 import sparsec
 from sparsec import store
 from sparsec.errors import ArtifactError, UsageError, VerificationError
+from sparsec.layout import Values
 
 RELATIVE = 1e-5  # reordered fp32 sums over at most 64 products, far below it
 
@@ -296,3 +298,53 @@ def test_a_function_of_the_current_folder_compiles(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine-make.sparsec" / "manifest.json").is_file()
+
+
+def check_values(manifest: dict[str, Any], values: str, most_bytes: float) -> None:
+    found, sparse = manifest["values"], [site for site in manifest["sites"] if site["pattern"]]
+    assert values == found["type"] == manifest["recipe"]["values"]
+    assert 0 < found["largest_difference"] < manifest["tolerance"] <= 0.1
+    assert 0 < found["relative_error"] < 0.1
+    assert {values} == {site["values"] for site in sparse}
+    assert all(site["nbytes_sparse"] < most_bytes * site["nbytes_dense"] for site in sparse)
+
+
+def test_an_int8_artifact_says_what_rounding_cost_and_holds_at_every_level(folder: Path, tmp_path: Path) -> None:
+    options = ("--pattern", "16:2:8", "--layer", "re:attention.output=2:4", "--values", "int8")
+    done = run("compile", str(folder), *options, "-o", "v.sparsec", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert "Values stored as int8" in done.stdout
+    manifest = json.loads((tmp_path / "v.sparsec/manifest.json").read_text())
+    check_values(manifest, "int8", 0.25)
+    verdicts = {site["pattern"]: site["verdicts"]["kernel"] for site in manifest["sites"] if site["pattern"]}
+    assert verdicts["16:2:8"]["sparse"]
+    assert "int8" in verdicts["16:2:8"]["kernel"]
+    assert "need the 4 shared columns" in verdicts["2:4"]["reason"]
+    assert run("verify", "v.sparsec", cwd=tmp_path, env={"SPARSEC_ISA": "reference"}).returncode == 0
+
+
+@pytest.mark.parametrize(("values", "most_bytes"), [("bf16", 0.3), ("int8", 0.2)])
+def test_rounded_values_are_measured_and_verified(tmp_path: Path, values: Values, most_bytes: float) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(40, 66), torch.nn.GELU(), torch.nn.Linear(66, 40), torch.nn.GELU(), torch.nn.Linear(40, 3)
+    )
+    made = sparsec.compile(model, [torch.randn(4, 40)], pattern="16:2:8", values=values, out=tmp_path / "v.sparsec")
+
+    check_values(made.manifest, values, most_bytes)
+    assert all(check.ok for check in made.verify())
+    if values == "int8":
+        assert {"kernel: pack", "kernel: kernel", "kernel: outputs"} <= {check.name for check in made.verify()}
+    x = torch.randn(7, 40)
+    with torch.no_grad():
+        found, dense = made.load()(x)["output"], made.load_dense()(x)["output"]
+    assert float((found - dense).abs().max()) <= made.manifest["tolerance"] * float(dense.abs().max())
+
+
+def test_a_backend_refuses_values_it_cannot_store(folder: Path, tmp_path: Path) -> None:
+    done = run("compile", str(folder), "--pattern", "2:4", "--values", "int8", "--backend", "kernel,onnx", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "backend onnx stores fp32 weights, found --values int8" in done.stderr
+    assert os.listdir(tmp_path) == []

@@ -9,11 +9,12 @@ from torch import nn
 
 from sparsec import PassManager, Program, _fx, trace
 from sparsec.errors import GraphError, SparsecError
-from sparsec.layout import decompress, table_bytes
+from sparsec.layout import Values, compress, decompress, stored_as, table_bytes
 from sparsec.ops import layout_of, nm_linear
 from sparsec.passes.lower import Lower
 from sparsec.pipeline import CLOSE, Note, relative_difference
 
+ROUNDED = 3e-2  # two small layers whose weights, and for int8 V:N:M activations, keep 7 bits and more
 PATTERNS = ["2:4", "1:4", "2:5", "3:2:5", "64:2:8", "unstructured:0.7"]
 
 
@@ -140,3 +141,35 @@ def test_the_operator_keeps_torchs_contract(pattern: str) -> None:
     torch.library.opcheck(
         nm_linear, (random(2, 5), *tables, *node.args[5:]), test_utils=["test_schema", "test_faketensor"]
     )
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("values", ["bf16", "int8"])
+def test_rounded_values_are_stored_and_declared_lossy(pattern: str, values: Values) -> None:
+    before = frozen(pattern=pattern)
+    after = PassManager((Lower(values),)).run(before, check="outputs")
+
+    assert ("lossy", "close") == (Lower(values).equivalence, Lower().equivalence)
+    assert f"lower{{values={values}}}" == str(Lower(values))
+    for site, node in zip(before.sites, _fx.calls(after.module.graph, nm_linear), strict=True):
+        tables = [None if arg is None else _fx.get_tensor(after.module, str(arg.target)) for arg in node.args[1:4]]
+        scales = _fx.get_tensor(after.module, f"{site.name}_scales") if values == "int8" else None
+        layout = layout_of(*tables, *node.args[5:7], scales)  # type: ignore[arg-type]
+        exact = compress(site.read(before.module), site.pattern, site.selection)  # type: ignore[arg-type]
+        assert values == layout.stored
+        assert torch.equal(decompress(stored_as(exact, values)), decompress(layout))
+    x = random(3, 5, seed=1)
+    assert relative_difference(after(x)["output"], before(x)["output"]) <= ROUNDED
+
+
+@pytest.mark.parametrize("values", ["bf16", "int8"])
+def test_a_convolution_reads_rounded_weights_in_its_own_type(values: Values) -> None:
+    net = made(lambda: nn.Sequential(nn.Conv1d(4, 6, 3)))
+    traced = trace(net, (random(2, 4, 9),))
+    traced = traced.replace(sites=traced.sites.with_targets({"0.weight": "2:4"}))
+    program = PassManager.parse("mask | freeze").run(traced)
+    after = PassManager((Lower(values),)).run(program)
+    x = random(2, 4, 9, seed=1)
+
+    assert torch.float32 == after(x)["output"].dtype
+    assert 0.0 < relative_difference(after(x)["output"], program(x)["output"]) <= ROUNDED

@@ -1,4 +1,4 @@
-"""The int8 kernels give the reference's bits at every level, shape and thread count; streams hold what they were given."""
+"""The int8 kernels give the reference's bits at every level, shape and thread count; streams hold what they got."""
 
 from __future__ import annotations
 
