@@ -8,10 +8,10 @@ from setuptools import Extension, setup
 
 CPU = "backends/kernel/cpu"
 SOURCES = (
-    *("stream", "linear", "kernels_avx512", "kernels_avx2", "kernels_portable"),
+    *("stream", "linear", "rows", "tokens", "kernels_avx512", "kernels_avx2", "kernels_portable"),
     *("int8_stream", "int8_linear", "int8_vnni", "int8_avx2", "int8_portable"),
 )
-HEADERS = ("stream", "kernels", "unroll", "vector", "int8", "int8_avx2")
+HEADERS = ("stream", "linear", "job", "kernels", "unroll", "vector", "token_kernel", "int8", "int8_avx2")
 ORT_SOURCES = (*SOURCES, "ort_op")
 ORT_HEADERS = (*HEADERS, "ort_api")
 # No -march: each file names the instructions it uses, and the library asks the processor before it does.

@@ -1,4 +1,4 @@
-// What one instruction set offers: the inner loops over a tile. linear.cpp cuts the work and calls them.
+// What one instruction set offers: the inner loops. rows.cpp and tokens.cpp cut the work and call them.
 #pragma once
 #include "stream.h"
 
@@ -19,19 +19,6 @@ struct TileCall {
   int64_t rows, tokens;  // real ones; the rest of the block is padding and is not stored
 };
 
-// The same for wide streams, straight from the activations: one row vector, up to 4 tokens, all groups.
-struct GatherCall {
-  const float* x;
-  int64_t x_stride;
-  const uint8_t* index;
-  const float* values;
-  int64_t tile_vectors, groups, n, m;
-  const float* bias;
-  float* y;
-  int64_t y_stride, rows, tokens;
-};
-constexpr int kGatherTokens = 4;
-
 // Copy chunks [first_chunk, first_chunk + chunks) of `tokens` rows of x into a panel for a block of `block` tokens.
 // Slots without a column hold anything finite or not: no index names them.
 struct FillCall {
@@ -46,16 +33,68 @@ struct FillCall {
 // What is applied to y after the bias. The numbers are those of the C interface.
 enum Activation { kNone, kRelu, kGelu, kGeluTanh, kSilu };
 
+// The token kernel, in three parts. A block is `block` tokens: 1 to kMaxVectors vectors of them.
+constexpr int kMaxVectors = 8;
+
+// Columns of up to `block` rows of x into a panel [column][block].
+struct TransposeIn {
+  const float* x;
+  int64_t x_stride, columns;
+  int tokens, block;
+  float* panel;
+};
+
+// The indices and values of one row vector over a range of chunks, [step][16]: an index becomes the distance in bytes
+// of its activations from the panel.
+struct UnpackCall {
+  const uint8_t* index;
+  const float* values;
+  int64_t tile_vectors, chunks;
+  int steps, last_steps, chunk_columns;
+  const uint8_t* column;  // Geometry::column; null: an index is a byte and the column itself
+  int column_bytes;  // of the panel
+  uint16_t* offsets;
+  float* weights;
+};
+
+// sums [row][block] of one row vector over the same range.
+struct SumCall {
+  const float* panel;
+  const uint16_t* offsets;
+  const float* weights;
+  int64_t steps;
+  const float* from;  // null: start from the bias
+  const float* bias;  // [16]
+  float* to;          // may be `from`; [16][block], also when fewer rows are real
+  int rows;
+  const void* ahead;  // the first of `steps` places that are needed next, and how far apart they are
+  int64_t ahead_stride;
+};
+
+// sums [row][block] to y[token][row].
+struct TransposeOut {
+  const float* sums;
+  int block, tokens, rows;
+  float* y;
+  int64_t y_stride;
+};
+
+struct TokenKernels {
+  int width;  // tokens of a vector
+  void (*sum[kMaxVectors])(const SumCall&);  // for blocks of 1, 2, ... vectors
+  void (*unpack)(const UnpackCall&);
+  void (*transpose_in)(const TransposeIn&);
+  void (*transpose_out)(const TransposeOut&);
+};
+
 constexpr int kMaxSizes = 8;
 
 struct Kernels {
-  struct {
-    double tile, gather;
-  } rate;  // multiply-adds a nanosecond of one core, about: decides whether a call is worth a second thread
-  int sizes[kMaxSizes + 1];  // token block sizes, ascending, 0 at the end
+  double rate;  // multiply-adds a nanosecond of one core, about: decides whether a call is worth a second thread
+  int sizes[kMaxSizes + 1];  // of the row kernel: token block sizes, ascending, 0 at the end
   void (*tile[kMaxSizes][3])(const TileCall&);  // by size, for 1, 2 and 4 row vectors; null: not offered (1 always is)
   void (*fill)(const FillCall&);
-  void (*gather)(const GatherCall&);
+  TokenKernels tokens;
   void (*activate)(Activation, float* y, int64_t count);  // in place; count need not be a multiple of anything
 };
 

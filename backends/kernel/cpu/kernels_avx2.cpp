@@ -8,9 +8,31 @@ const Kernels* avx2_kernels() { return nullptr; }
 #pragma GCC target("avx2,fma")
 #include <immintrin.h>
 
-#include "vector.h"
+#include "token_kernel.h"
 
 namespace {
+
+struct Avx2 : Lanes<8> {
+  SPARSEC_INLINE static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  SPARSEC_INLINE static void transpose(Float (&r)[8]) {
+    __m256 pairs[8], quads[8];
+    each<4>([&](auto i) SPARSEC_INLINE {
+      pairs[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+      pairs[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    });
+    each<2>([&](auto i) SPARSEC_INLINE {
+      each<2>([&](auto half) SPARSEC_INLINE {
+        const __m256 a = pairs[4 * i + half], b = pairs[4 * i + 2 + half];
+        quads[4 * i + 2 * half] = _mm256_shuffle_ps(a, b, 0x44);
+        quads[4 * i + 2 * half + 1] = _mm256_shuffle_ps(a, b, 0xee);
+      });
+    });
+    each<4>([&](auto i) SPARSEC_INLINE {
+      r[i] = _mm256_permute2f128_ps(quads[i], quads[4 + i], 0x20);
+      r[4 + i] = _mm256_permute2f128_ps(quads[i], quads[4 + i], 0x31);
+    });
+  }
+};
 
 __m256i lanes(int64_t count) {
   const int n = count >= 8 ? 8 : count <= 0 ? 0 : int(count);
@@ -119,39 +141,13 @@ void fill(const FillCall& call) {
   }
 }
 
-void gather(const GatherCall& call) {
-  const float* x[kGatherTokens] = {};
-  for (int t = 0; t < call.tokens; ++t) x[t] = call.x + t * call.x_stride;
-  for (int half = 0; half < 2; ++half) {
-    const __m256i mask = lanes(call.rows - 8 * half);
-    const __m256 start = call.bias ? _mm256_maskload_ps(call.bias + 8 * half, mask) : _mm256_setzero_ps();
-    __m256 acc[kGatherTokens] = {start, start, start, start};
-    const uint8_t* index = call.index + 8 * half;
-    const float* values = call.values + 8 * half;
-    for (int64_t group = 0; group < call.groups; ++group)
-      for (int64_t k = 0; k < call.n; ++k) {
-        const __m256i which = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(index)));
-        const __m256 weight = _mm256_loadu_ps(values);
-        each<kGatherTokens>([&](auto t) SPARSEC_INLINE {
-          if (t < call.tokens)
-            acc[t] = _mm256_fmadd_ps(weight, _mm256_i32gather_ps(x[t] + group * call.m, which, 4), acc[t]);
-        });
-        index += call.tile_vectors * 16;
-        values += call.tile_vectors * 16;
-      }
-    each<kGatherTokens>([&](auto t) SPARSEC_INLINE {
-      if (t < call.tokens) _mm256_maskstore_ps(call.y + t * call.y_stride + 8 * half, mask, acc[t]);
-    });
-  }
-}
-
 constexpr Kernels kernels = {
-    {40, 4},
+    40,
     {1, 2, 4, 0},
     {{tile<1, 1>, tile<1, 2>, nullptr}, {tile<2, 1>, nullptr, nullptr}, {tile<4, 1>, nullptr, nullptr}},
     fill,
-    gather,
-    activate<Lanes<8>>,
+    token_kernels<Avx2>(),
+    activate<Avx2>,
 };
 
 }  // namespace

@@ -10,9 +10,38 @@ const Kernels* avx512_kernels() { return nullptr; }
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
-#include "vector.h"
+#include "token_kernel.h"
 
 namespace {
+
+struct Avx512 : Lanes<16> {
+  SPARSEC_INLINE static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  SPARSEC_INLINE static void transpose(Float (&r)[16]) {
+    __m512 pairs[16], quads[16];
+    each<8>([&](auto i) SPARSEC_INLINE {
+      pairs[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+      pairs[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    });
+    each<4>([&](auto i) SPARSEC_INLINE {
+      each<2>([&](auto half) SPARSEC_INLINE {
+        const __m512 a = pairs[4 * i + half], b = pairs[4 * i + 2 + half];
+        quads[4 * i + 2 * half] = _mm512_shuffle_ps(a, b, 0x44);
+        quads[4 * i + 2 * half + 1] = _mm512_shuffle_ps(a, b, 0xee);
+      });
+    });
+    // quads[4 * i + c] holds, in its four lanes, rows 4i..4i+3 of columns c, c + 4, c + 8, c + 12.
+    each<4>([&](auto c) SPARSEC_INLINE {
+      const __m512 a = _mm512_shuffle_f32x4(quads[c], quads[4 + c], 0x88);
+      const __m512 b = _mm512_shuffle_f32x4(quads[8 + c], quads[12 + c], 0x88);
+      const __m512 d = _mm512_shuffle_f32x4(quads[c], quads[4 + c], 0xdd);
+      const __m512 e = _mm512_shuffle_f32x4(quads[8 + c], quads[12 + c], 0xdd);
+      r[c] = _mm512_shuffle_f32x4(a, b, 0x88);
+      r[8 + c] = _mm512_shuffle_f32x4(a, b, 0xdd);
+      r[4 + c] = _mm512_shuffle_f32x4(d, e, 0x88);
+      r[12 + c] = _mm512_shuffle_f32x4(d, e, 0xdd);
+    });
+  }
+};
 
 constexpr int kPrefetch = 1024;  // floats ahead of the weights in use: 1 to 7 % faster than without, 20 % from memory
 
@@ -90,33 +119,9 @@ void fill(const FillCall& call) {
   }
 }
 
-void gather(const GatherCall& call) {
-  const __mmask16 mask = lanes(call.rows);
-  const __m512 start = call.bias ? _mm512_maskz_loadu_ps(mask, call.bias) : _mm512_setzero_ps();
-  __m512 acc[kGatherTokens] = {start, start, start, start};
-  const float* x[kGatherTokens] = {};
-  for (int t = 0; t < call.tokens; ++t) x[t] = call.x + t * call.x_stride;
-  const uint8_t* index = call.index;
-  const float* values = call.values;
-  for (int64_t group = 0; group < call.groups; ++group)
-    for (int64_t k = 0; k < call.n; ++k) {
-      const __m512i which = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(index)));
-      const __m512 weight = _mm512_loadu_ps(values);
-      each<kGatherTokens>([&](auto t) SPARSEC_INLINE {
-        if (t < call.tokens)
-          acc[t] = _mm512_fmadd_ps(weight, _mm512_i32gather_ps(which, x[t] + group * call.m, 4), acc[t]);
-      });
-      index += call.tile_vectors * 16;
-      values += call.tile_vectors * 16;
-    }
-  each<kGatherTokens>([&](auto t) SPARSEC_INLINE {
-    if (t < call.tokens) _mm512_mask_storeu_ps(call.y + t * call.y_stride, mask, acc[t]);
-  });
-}
-
 // Blocks are as large as 32 registers allow: accumulators + 2 registers a row vector + 2 temporaries.
 constexpr Kernels kernels = {
-    {80, 5},
+    80,
     {1, 2, 4, 6, 8, 10, 12, 0},
     {{tile<1, 1>, tile<1, 2>, tile<1, 4>},
      {tile<2, 1>, tile<2, 2>, tile<2, 4>},
@@ -126,8 +131,8 @@ constexpr Kernels kernels = {
      {tile<10, 1>, tile<10, 2>, nullptr},
      {tile<12, 1>, tile<12, 2>, nullptr}},
     fill,
-    gather,
-    activate<Lanes<16>>,
+    token_kernels<Avx512>(),
+    activate<Avx512>,
 };
 
 }  // namespace

@@ -1,15 +1,25 @@
-// Plain C++ for any machine.
+// Plain C++ for any machine, on vectors of 4.
 #include "kernels.h"
-#include "vector.h"
+#include "token_kernel.h"
 
 namespace {
 
-template <int TOKENS>
+struct Plain : Lanes<4> {
+  SPARSEC_INLINE static Float fma(Float a, Float b, Float c) { return a * b + c; }
+  SPARSEC_INLINE static void transpose(Float (&r)[4]) {
+    const auto a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+    const auto c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+    r[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+    r[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    r[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+    r[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+  }
+};
+
+// The row kernel is the faster one for one token only: without a permutation it looks up one activation a lane.
 void tile(const TileCall& call) {
-  float acc[TOKENS][kLanes] = {};
-  for (int64_t t = 0; t < call.tokens; ++t)
-    for (int64_t r = 0; r < call.rows && r < kLanes; ++r)
-      acc[t][r] = !call.first ? call.y[t * call.y_stride + r] : call.bias ? call.bias[r] : 0.0f;
+  float acc[kLanes] = {};
+  for (int64_t r = 0; r < call.rows && r < kLanes; ++r) acc[r] = !call.first ? call.y[r] : call.bias ? call.bias[r] : 0.0f;
 
   const float* panel = call.panel;
   const uint8_t* index = call.index;
@@ -18,57 +28,28 @@ void tile(const TileCall& call) {
   for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
     const int steps = chunk + 1 < call.chunks ? call.steps : call.last_steps;
     for (int s = 0; s < steps; ++s) {
-      for (int r = 0; r < kLanes; ++r) {
-        const int which = (index[r] >> (s % 2 * 4)) & 15;
-        for (int t = 0; t < TOKENS; ++t) acc[t][r] += values[r] * panel[16 * t + which];
-      }
+      for (int r = 0; r < kLanes; ++r) acc[r] += values[r] * panel[(index[r] >> (s % 2 * 4)) & 15];
       values += stride;
       if (s % 2 || s + 1 == steps) index += stride;
     }
-    panel += 16 * TOKENS;
+    panel += kLanes;
   }
 
-  for (int64_t t = 0; t < call.tokens; ++t)
-    for (int64_t r = 0; r < call.rows && r < kLanes; ++r) call.y[t * call.y_stride + r] = acc[t][r];
+  for (int64_t r = 0; r < call.rows && r < kLanes; ++r) call.y[r] = acc[r];
 }
 
 void fill(const FillCall& call) {
-  const int groups = 16 / call.slot;
+  const int groups = kLanes / call.slot;
   for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
-    float* to = call.panel + chunk * call.block * 16;
-    for (int i = 0; i < call.block * 16; ++i) to[i] = 0.0f;
-    for (int t = 0; t < call.tokens; ++t)
-      for (int g = 0; g < groups; ++g) {
-        const int64_t column = ((call.first_chunk + chunk) * groups + g) * call.m;
-        for (int i = 0; i < call.m && column + i < call.cols; ++i)
-          to[16 * t + g * call.slot + i] = call.x[t * call.cols + column + i];
-      }
+    float* to = call.panel + chunk * kLanes;
+    for (int i = 0; i < kLanes; ++i) {
+      const int64_t column = ((call.first_chunk + chunk) * groups + i / call.slot) * call.m + i % call.slot;
+      to[i] = i % call.slot < call.m && column < call.cols ? call.x[column] : 0.0f;
+    }
   }
 }
 
-void gather(const GatherCall& call) {
-  const int64_t rows = call.rows < kLanes ? call.rows : kLanes;
-  for (int64_t t = 0; t < call.tokens; ++t) {
-    float acc[kLanes] = {};
-    for (int64_t r = 0; r < rows; ++r) acc[r] = call.bias ? call.bias[r] : 0.0f;
-    const float* x = call.x + t * call.x_stride;
-    for (int64_t step = 0; step < call.groups * call.n; ++step)
-      for (int r = 0; r < kLanes; ++r) {
-        const int64_t at = step * call.tile_vectors * kLanes + r;
-        acc[r] += call.values[at] * x[step / call.n * call.m + call.index[at]];
-      }
-    for (int64_t r = 0; r < rows; ++r) call.y[t * call.y_stride + r] = acc[r];
-  }
-}
-
-constexpr Kernels kernels = {
-    {4, 4},
-    {1, 4, 0},
-    {{tile<1>, nullptr, nullptr}, {tile<4>, nullptr, nullptr}},
-    fill,
-    gather,
-    activate<Lanes<4>>,
-};
+constexpr Kernels kernels = {4, {1, 0}, {{tile, nullptr, nullptr}}, fill, token_kernels<Plain>(), activate<Plain>};
 
 }  // namespace
 

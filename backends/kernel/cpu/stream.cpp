@@ -1,6 +1,7 @@
 // Build, check and take apart streams. Runs once a weight, so it is plain code without intrinsics.
 #include "stream.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace {
@@ -28,7 +29,7 @@ Place locate(const Geometry& g, int64_t row, int64_t group, int64_t k) {
   place.shift = place.base = 0;
   if (g.slot) {
     const int64_t chunk = group / g.groups_per_chunk, in_chunk = step - chunk * g.steps;
-    pair = chunk * ((g.steps + 1) / 2) + in_chunk / 2;
+    pair = chunk * g.chunk_pairs + in_chunk / 2;
     place.shift = int(in_chunk % 2) * 4;
     place.base = int(group % g.groups_per_chunk) * g.slot;
   }
@@ -60,6 +61,10 @@ bool make_geometry(const Pattern& p, Geometry* g) {
   g->vectors = (p.rows + kLanes - 1) / kLanes;
   g->total_steps = g->groups * p.n;
   g->total_pairs = g->total_steps;
+  g->groups_per_chunk = 1;
+  g->chunk_columns = int(p.m);
+  g->chunks = g->groups;
+  g->steps = g->last_steps = g->chunk_pairs = int(p.n);
   g->gathered = vnm && p.m > 16 && p.v % kLanes == 0;
   if (p.m <= 16 || g->gathered) {
     g->slot = g->gathered ? 4 : 1;
@@ -67,9 +72,13 @@ bool make_geometry(const Pattern& p, Geometry* g) {
     g->groups_per_chunk = 16 / g->slot;
     g->chunks = (g->groups + g->groups_per_chunk - 1) / g->groups_per_chunk;
     g->steps = int(g->groups_per_chunk * p.n);
+    g->chunk_pairs = (g->steps + 1) / 2;
+    g->chunk_columns = g->gathered ? 16 : int(g->groups_per_chunk * p.m);
     for (int s = 0; s < g->steps; ++s) g->half[s] = s / int(p.n) * g->slot & 8;
+    const int used = g->gathered ? g->slot : int(p.m);  // of a slot
+    for (int i = 0; i < kLanes; ++i) g->column[i] = uint8_t(i / g->slot * used + std::min(i % g->slot, used - 1));
     g->last_steps = int(g->total_steps - (g->chunks - 1) * g->steps);
-    g->total_pairs = (g->chunks - 1) * ((g->steps + 1) / 2) + (g->last_steps + 1) / 2;
+    g->total_pairs = (g->chunks - 1) * g->chunk_pairs + (g->last_steps + 1) / 2;
   }
   // A step of a row vector takes at most 5 bytes a lane; beyond this the sums below could overflow.
   if (g->vectors > (int64_t(1) << 60) / (5 * kLanes) / g->total_steps) return false;

@@ -8,7 +8,7 @@
 //   chunk        16 / slot consecutive groups. The activations of a chunk fill one vector of 16 floats, each group at
 //                its slot, so a 4-bit index names a kept column. That makes V:N:M and N:M the same thing to a kernel.
 //   gathered     V:2:M with M > 16, V a multiple of 16: a group's slot holds only the 4 columns of its strip.
-//   wide         any other M > 16: one byte an index, activations are read where they are.
+//   wide         any other M > 16: one byte an index, and the token kernel only.
 //
 // Layout: Header | columns (V:N:M, for gathering and unpacking) | indices | values, each part 64-byte aligned.
 //   chunks: indices [tile][chunk][pair of steps][row vector][16] bytes, low nibble = even step, high = odd step
@@ -39,11 +39,14 @@ struct Geometry {
   Pattern pattern;
   int64_t groups, strips, vectors;  // vectors: row vectors
   bool gathered;
-  int slot;  // 0: wide
+  int slot;  // 0: wide; the next seven then count a group as a chunk
   int groups_per_chunk;
+  int chunk_columns;      // that the indices of a chunk reach: of x, or (gathered) of the columns copied from it
   int64_t chunks;
-  int steps, last_steps;             // of a chunk; of the last chunk, which may hold fewer groups
-  int half[kMaxSteps];               // by step of a chunk: 8 where its group lies in the upper half, else 0
+  int steps, last_steps;  // of a chunk; of the last chunk, which may hold fewer groups
+  int chunk_pairs;
+  int half[kMaxSteps];    // by step of a chunk: 8 where its group lies in the upper half, else 0
+  uint8_t column[kLanes];  // by index: which of the chunk's columns, empty slots not counted; always one of them
   int64_t total_steps, total_pairs;  // of one row vector; a wide stream has one "pair" a step
   int64_t columns_at, index_at, values_at, nbytes;
 

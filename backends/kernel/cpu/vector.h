@@ -24,7 +24,7 @@ SPARSEC_INLINE inline V load(const void* from) {
 }
 
 template <class V>
-SPARSEC_INLINE inline void store(void* to, V v) {
+SPARSEC_INLINE inline void store(void* to, const V& v) {
   std::memcpy(to, &v, sizeof(V));
 }
 

@@ -63,6 +63,17 @@ Result convert(const Vector& vector) {
   return result.vector();
 }
 
+// Two quarters of each of two vectors.
+template <class Vector>
+Vector quarters(const Vector& low, const Vector& high, int which) {
+  Vector result;
+  for (int i = 0; i < 4; ++i)
+    std::memcpy(reinterpret_cast<char*>(&result) + i * sizeof(Vector) / 4,
+                reinterpret_cast<const char*>(i < 2 ? &low : &high) + (which >> 2 * i & 3) * sizeof(Vector) / 4,
+                sizeof(Vector) / 4);
+  return result;
+}
+
 }  // namespace emulation
 }  // namespace
 
@@ -73,6 +84,7 @@ Result convert(const Vector& vector) {
 #define _mm512_mask_storeu_epi32(to, mask, vector) emulation::store<int32_t>(to, mask, vector)
 #define _mm512_i32gather_ps(index, base, scale) emulation::gather<float, __m512>(index, base, scale)
 #define _mm512_cvtepu8_epi32(vector) emulation::convert<int32_t, uint8_t, __m512i>(vector)
+#define _mm512_shuffle_f32x4(low, high, which) emulation::quarters<__m512>(low, high, which)
 
 // AVX2 has these, but AddressSanitizer sees only what is written as C++.
 #define EMULATED_SIGNS(mask) uint64_t(_mm256_movemask_ps(_mm256_castsi256_ps(mask)))
