@@ -33,6 +33,7 @@ _library.define(
     " Tensor? scales=None, ScalarType? dtype=None) -> Tensor"
 )
 _library.define("expert_linear(Tensor x, Tensor offsets, Tensor weight) -> Tensor")
+_library.define("expert_linear_backward(Tensor grad, Tensor x, Tensor offsets, Tensor weight) -> (Tensor, Tensor)")
 _library.define(
     "nm_linear(Tensor x, Tensor values, Tensor positions, Tensor? columns, Tensor? bias, str pattern, "
     "int in_features, Tensor? scales=None) -> Tensor"
@@ -161,12 +162,21 @@ def _expert_linear_save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output:
 
 
 def _expert_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
-    x, offsets, weight = ctx.saved_tensors
+    grad_x, grad_weight = torch.ops.sparsec.expert_linear_backward(grad, *ctx.saved_tensors)
+    return grad_x, None, grad_weight
+
+
+def _expert_linear_grads(grad: Tensor, x: Tensor, offsets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """An operator too: it reads the offsets, which a traced backward cannot."""
     grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
     for expert, rows in _ranges(offsets):
         grad_x[rows] = grad[rows] @ weight[expert].T
         grad_weight[expert] = x[rows].T @ grad[rows]
-    return grad_x, None, grad_weight
+    return grad_x, grad_weight
+
+
+def _expert_linear_grads_fake(grad: Tensor, x: Tensor, offsets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight)
 
 
 def _ranges(offsets: Tensor) -> Iterator[tuple[int, slice]]:
@@ -182,6 +192,7 @@ for _name, _reference, _shape in (
     ("nm_linear", _nm_linear, _nm_linear_fake),
     ("nm_weight", _nm_weight, _nm_weight_fake),
     ("expert_linear", _expert_linear, _expert_linear_fake),
+    ("expert_linear_backward", _expert_linear_grads, _expert_linear_grads_fake),
 ):
     _library.impl(_name, _reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"sparsec::{_name}", _shape, lib=_library)
