@@ -17,7 +17,7 @@ from sparsec.errors import UsageError, VerificationError
 from sparsec.normal_form import Dynamic
 from sparsec.pipeline import Context, PassManager, Progress, no_progress, relative_difference
 from sparsec.program import Program
-from sparsec.recipe import DEFAULT_PASSES, Recipe
+from sparsec.recipe import DEFAULT_PASSES, Recipe, make_backend
 from sparsec.tracing import trace
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _check_request(recipe: Recipe, out: Path, options: Options) -> list[Backend]
         if text != "ignore":
             Pattern.parse(text)
     PassManager.parse(recipe.passes).check_order({"traced"})
-    chosen = [registry.backend(name) for name in dict.fromkeys(recipe.backends)]
+    chosen = [make_backend(text) for text in dict.fromkeys(recipe.backends)]
     for one in chosen:
         if reason := one.unavailable():
             raise UsageError(f"backend {one.name} cannot be used here: {reason}")
@@ -108,6 +108,9 @@ def _check_request(recipe: Recipe, out: Path, options: Options) -> list[Backend]
                 f"backend {one.name} stores {' or '.join(one.stores)} weights, found --values {recipe.values}; "
                 f"leave {one.name} out of --backend, or leave out --values"
             )
+    names = [one.name for one in chosen]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"backend {twice} is asked for twice, with different options; an artifact holds it once")
     if not chosen:
         raise UsageError("no backend was asked for; expected at least one of " + ", ".join(registry.backend_table()))
     store.check_writable(out, options.force)

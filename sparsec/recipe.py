@@ -12,7 +12,7 @@ import json
 import re
 import reprlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
@@ -21,7 +21,10 @@ from sparsec.errors import PatternError, RecipeError, UsageError
 from sparsec.layout import Values
 from sparsec.pattern import Pattern
 from sparsec.pipeline import Pass
-from sparsec.registry import pass_class, passes
+from sparsec.registry import backend, backend_class, pass_class, passes
+
+if TYPE_CHECKING:
+    from sparsec.backend import Backend
 
 _TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,{}|="\\]+)|([,{}|=]))')
 DEFAULT_PASSES = "mask | freeze"
@@ -41,6 +44,7 @@ class Recipe(pydantic.BaseModel):
     """Roles that are excluded by default and should not be."""
     passes: str = DEFAULT_PASSES
     backends: tuple[str, ...] = ("kernel",)
+    """Names, with options in braces where a backend has some: `onnx{weights=packed}`."""
     dtype: Literal["fp32"] = "fp32"
     values: Values = "fp32"
     """How the kernel backend stores sparse weights; passes work on `dtype`, and other backends store that."""
@@ -69,6 +73,13 @@ class Recipe(pydantic.BaseModel):
     @classmethod
     def _passes_parse(cls, text: str) -> str:
         return " | ".join(map(str, parse_passes(text)))
+
+    @pydantic.field_validator("backends")
+    @classmethod
+    def _backends_parse(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            _name_and_options(text, "backend")
+        return texts
 
     @pydantic.field_validator("tokens")
     @classmethod
@@ -173,6 +184,38 @@ def make_pass(name: str, options: dict[str, Any]) -> Pass:
         raise RecipeError(f"pass {name}: {_explain(error)} (its options: {known})") from None
 
 
+def make_backend(text: str) -> Backend:
+    """A backend from its name and options, such as `onnx{weights=packed}`. Raises UsageError or RecipeError."""
+    name, options = _name_and_options(text, "backend")
+    if not options:
+        return backend(name)
+    cls = backend_class(name)
+    fields: list[str] = [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    if unknown := [key for key in options if key not in fields]:
+        raise RecipeError(
+            f"backend {name}: there is no option {unknown[0]!r} (its options: {', '.join(fields) or 'none'})"
+        )
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(options)
+    except pydantic.ValidationError as error:
+        raise RecipeError(f"backend {name}: {_explain(error)} (its options: {', '.join(fields)})") from None
+
+
+def _name_and_options(text: str, what: str) -> tuple[str, dict[str, str]]:
+    tokens = _tokens(text, what)
+    kind, name = next(tokens)
+    if kind != "word":
+        raise RecipeError(f"{what} text {text!r}: expected the name of a {what}, found {name or 'the end'!r}")
+    kind, mark = next(tokens)
+    options: dict[str, str] = {}
+    if (kind, mark) == ("mark", "{"):
+        options = _options(tokens, text, name, what)
+        kind, mark = next(tokens)
+    if kind != "end":
+        raise RecipeError(f"{what} text {text!r}: expected the end after {name}, found {mark!r}")
+    return name, options
+
+
 def passes_that_establish(fact: str) -> list[str]:
     """The names of the passes that make a program `fact`; one that cannot be loaded is left out."""
     found = []
@@ -194,34 +237,34 @@ def _explain(error: pydantic.ValidationError) -> str:
     return f"{key}: {first['msg'].removeprefix('Value error, ')}; found {_SHORT.repr(first['input'])}"
 
 
-def _options(tokens: Any, text: str, name: str) -> dict[str, str]:
+def _options(tokens: Any, text: str, name: str, what: str = "pass") -> dict[str, str]:
     options: dict[str, str] = {}
     kind, key = next(tokens)
     while (kind, key) != ("mark", "}"):
         if kind != "word" or next(tokens) != ("mark", "="):
-            raise RecipeError(f"pass text {text!r}: options of {name} are written {{key=value, ...}}; found {key!r}")
+            raise RecipeError(f"{what} text {text!r}: options of {name} are written {{key=value, ...}}; found {key!r}")
         if key in options:
-            raise RecipeError(f"pass text {text!r}: option {key} of {name} is given twice")
+            raise RecipeError(f"{what} text {text!r}: option {key} of {name} is given twice")
         kind, value = next(tokens)
         if kind not in ("word", "quoted"):
-            raise RecipeError(f"pass text {text!r}: option {key} of {name} has no value")
+            raise RecipeError(f"{what} text {text!r}: option {key} of {name} has no value")
         options[key] = value
         kind, key = next(tokens)
         if (kind, key) == ("mark", ","):
             kind, key = next(tokens)
         elif (kind, key) != ("mark", "}"):
             raise RecipeError(
-                f"pass text {text!r}: expected ',' or '}}' in the options of {name}, found {key or 'the end'!r}"
+                f"{what} text {text!r}: expected ',' or '}}' in the options of {name}, found {key or 'the end'!r}"
             )
     return options
 
 
-def _tokens(text: str) -> Any:
+def _tokens(text: str, what: str = "pass") -> Any:
     position = 0
     while text[position:].strip():
         match = _TOKEN.match(text, position)
         if not match:
-            raise RecipeError(f"pass text {text!r}: cannot read {text[position:].strip()[:20]!r}")
+            raise RecipeError(f"{what} text {text!r}: cannot read {text[position:].strip()[:20]!r}")
         quoted, word, mark = match.groups()
         if quoted is not None:
             yield "quoted", re.sub(r"\\(.)", r"\1", quoted)

@@ -64,16 +64,22 @@ def pass_class(name: str) -> type[Pass]:
     return cls
 
 
-def backend(name: str) -> Backend:
-    """The backend of this name. Raises UsageError when there is none, or it cannot be loaded."""
+def backend_class(name: str) -> type[Backend]:
+    """The class of a backend. Raises UsageError when there is none of this name, or it cannot be loaded."""
     from sparsec.backend import Backend
 
     entry = _entry(name, "backend", backends())
-    cls = _load(entry, "backend")
+    cls: type[Backend] = _load(entry, "backend")
     if entry.distribution != OURS:
         sound = inspect.isclass(cls) and issubclass(cls, Backend) and not inspect.isabstract(cls)
         sound = sound and isinstance(getattr(cls, "describes", None), str)
         _check(entry, "backend", cls, None if sound else "it is not a complete subclass of sparsec.backend.Backend")
+    return cls
+
+
+def backend(name: str) -> Backend:
+    """The backend of this name, with the options it has by default. Raises UsageError as `backend_class` does."""
+    cls, entry = backend_class(name), backends()[name]
     try:
         made: Backend = cls()
     except Exception as error:  # a stranger's code may raise anything

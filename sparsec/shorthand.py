@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
 from sparsec.errors import UsageError
 from sparsec.layout import Values
 from sparsec.recipe import DEFAULT_PASSES, Recipe, make_pass
+
+_OUTSIDE_BRACES = re.compile(r",(?![^{]*\})")
 
 
 def recipe_of(
@@ -25,6 +28,7 @@ def recipe_of(
     values: str | None = None,
     tokens: str | None = None,
     drop_slow: bool = False,
+    onnx_weights: str | None = None,
 ) -> Recipe:
     """The recipe that the options say: a file's, changed by what else was given."""
     data: dict[str, Any] = Recipe.read(recipe).model_dump() if recipe else {"targets": {}, "passes": DEFAULT_PASSES}
@@ -36,11 +40,15 @@ def recipe_of(
     if score or columns:
         options = {key: value for key, value in (("score", score), ("columns", columns)) if value}
         passes = f"{make_pass('mask', options)} | freeze"
-    chosen = backend.split(",") if backend else None
+    chosen = _OUTSIDE_BRACES.split(backend) if backend else None
     changes = {"model": model, "passes": passes, "seed": seed, "backends": chosen, "values": values}
     changes |= {"tokens": tokens, "drop_slow": drop_slow or None}
     data |= {key: value for key, value in changes.items() if value is not None}
     data["targets"] |= targets
+    if onnx_weights:
+        data["backends"] = [_with_weights(text, onnx_weights) for text in data.get("backends", ())]
+        if not any(text.startswith("onnx{") for text in data["backends"]):
+            raise UsageError("--onnx-weights says how the onnx backend writes weights; add --backend kernel,onnx")
     if include_pooler:
         data["include"] = ["pooler"]
     if "model" not in data:
@@ -48,6 +56,10 @@ def recipe_of(
     if not data["targets"] and "pattern=" not in data["passes"]:
         raise UsageError("compile needs a pattern: --pattern 64:2:5, or --layer 're:fc1=2:4', or a --recipe")
     return Recipe.from_data(data)
+
+
+def _with_weights(backend: str, weights: str) -> str:
+    return f"onnx{{weights={weights}}}" if backend.partition("{")[0] == "onnx" else backend
 
 
 def targets_of(pattern: str | None, layer: list[str] | None, ignore: list[str] | None) -> dict[str, str]:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -36,6 +37,7 @@ _DENSE = (
 _PACKED = "in a session of sparsec.ort; other runtimes unpack the weights while they load the file, and run dense"
 
 
+@dataclass(frozen=True)
 class OnnxBackend(Backend):
     """One model.onnx, fp32, dynamic sizes as the program has them, for any runtime.
 
@@ -48,8 +50,7 @@ class OnnxBackend(Backend):
     name: ClassVar[str] = "onnx"
     describes: ClassVar[str] = "model.onnx for onnxruntime and other runtimes: exact zeros in dense weights, fp32"
 
-    def __init__(self, weights: Weights = "dense") -> None:
-        self.weights = weights
+    weights: Weights = "dense"
 
     def unavailable(self) -> str | None:
         """None, or the packages that are missing and how to install them."""

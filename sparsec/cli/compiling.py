@@ -36,6 +36,9 @@ def compile(
     drop_slow: Annotated[
         bool, typer.Option("--drop-slow", help="Leave sites dense that would run no faster sparse.")
     ] = False,
+    onnx_weights: Annotated[
+        str | None, typer.Option(help="dense: zeros in place, for any runtime; packed: small, run by sparsec.ort.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random; default 0.")] = None,
     threads: Threads = None,
     min_quality: Annotated[float | None, typer.Option(help="Fail below this cosine with the dense original.")] = None,
@@ -52,7 +55,7 @@ def compile(
 
         made = recipe_of(
             model, pattern, layer, ignore, include_pooler, recipe, passes, score, columns, backend, seed, values,
-            tokens, drop_slow,
+            tokens, drop_slow, onnx_weights,
         )  # fmt: skip
         if dry_run:
             sys.stdout.write(made.model_dump_json(indent=1) + "\n" if as_json else made.to_yaml())

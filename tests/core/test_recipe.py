@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,7 +24,8 @@ from sparsec.passes.freeze import Freeze
 from sparsec.passes.lower import Lower
 from sparsec.passes.mask import Mask
 from sparsec.pipeline import Pass, PassManager, quote
-from sparsec.recipe import Recipe, make_pass, parse_passes
+from sparsec.recipe import Recipe, make_backend, make_pass, parse_passes
+from sparsec.shorthand import recipe_of
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.text(
     ' ,{}|="\\\t\n\r\x0b\x1f\x85\xa0\u2003ab', max_size=8
@@ -366,3 +368,32 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 def test_the_yaml_is_plain() -> None:
     assert SMALL["targets"] == yaml.safe_load(Recipe(**SMALL).to_yaml())["targets"]
+
+
+def test_a_backend_takes_options_as_a_pass_does() -> None:
+    assert "dense" == make_backend("onnx").weights  # type: ignore[attr-defined]
+    assert "packed" == make_backend("onnx{ weights = packed }").weights  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("onnx{weights=pakced}", "weights: Input should be 'dense' or 'packed'; found 'pakced'"),
+        ("onnx{zeros=1}", "there is no option 'zeros' (its options: weights)"),
+        ("kernel{fast=1}", "there is no option 'fast' (its options: none)"),
+        ("onnx{", "backend text 'onnx{'"),
+        ("onnx}", "expected the end after onnx"),
+        ("", "expected the name of a backend"),
+    ],
+)
+def test_a_wrong_backend_text_is_named(text: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        make_backend(text)
+
+
+def test_onnx_weights_is_shorthand_for_the_option_of_the_backend() -> None:
+    made = recipe_of("m", "2:4", *[None] * 2, False, *[None] * 4, "kernel,onnx", None, onnx_weights="packed")  # type: ignore[arg-type]
+
+    assert ("kernel", "onnx{weights=packed}") == made.backends
+    with pytest.raises(UsageError, match="add --backend kernel,onnx"):
+        recipe_of("m", "2:4", *[None] * 2, False, *[None] * 4, "kernel", None, onnx_weights="packed")  # type: ignore[arg-type]
