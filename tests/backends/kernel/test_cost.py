@@ -233,7 +233,7 @@ def test_products_are_timed_as_they_run(pattern: str) -> None:
     one = Pattern.parse(pattern)
     bed = measuring.Bed([one])
     call = bed._calls(one, bed._pools[0], 37, 50)
-    (seconds,), (more,) = bed.seconds(37, 50, [1, 64], 0.0)
+    (seconds,), (more,) = bed.seconds(37, 50, [1, 4096], 0.0)
 
     assert (3, 37) == call(torch.rand(3, 50), 7).shape
     assert 0 < seconds < more
