@@ -90,6 +90,19 @@ def test_every_token_count_on_every_thread_count(threads: int) -> None:
 
 
 @needs_library
+@pytest.mark.parametrize("pattern", [NM(2, 4), VNM(64, 2, 5)])
+def test_a_large_layer_gives_the_same_bits_on_any_number_of_threads(pattern: Pattern) -> None:
+    layout = a_layout(pattern, 600, 520)  # large enough for a second thread, even for one token
+    sessions = [ort.session(packed_model(layout), options(threads)) for threads in (1, 2, 3)]
+
+    for tokens in (1, 5, 40, 130):
+        x = torch.randn(tokens, 520)
+        one, *others = [run(session, x) for session in sessions]
+        assert relative_difference(one, expected(layout, x)) <= FP32_TOLERANCE
+        assert all(torch.equal(one, other) for other in others)
+
+
+@needs_library
 def test_the_registered_operator_runs_and_not_the_function(tmp_path: Path) -> None:
     content = packed_model(a_layout(NM(2, 4), 8, 8))
     for name in ("with", "without"):

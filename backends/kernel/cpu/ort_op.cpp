@@ -16,15 +16,13 @@
 #include <thread>
 
 #include "kernels.h"
+#include "linear.h"
 #include "ort_api.h"
 
 extern "C" {
 int sparsec_supports(int level);
-int64_t sparsec_stream_nbytes(int64_t n, int64_t m, int64_t v, int64_t rows, int64_t cols);
 int sparsec_pack(uint8_t* stream, int64_t nbytes, int64_t n, int64_t m, int64_t v, int64_t rows, int64_t cols,
                  const float* values, const uint8_t* positions, const uint8_t* columns);
-int sparsec_linear(const uint8_t* stream, int64_t nbytes, const float* x, const float* bias, float* y, int64_t tokens,
-                   int64_t rows, int64_t cols, int activation, int kernel, int threads, int level);
 }
 
 namespace {
@@ -144,23 +142,15 @@ void pack_tables(Kernel* kernel, const ort::KernelInfo* info) {
     throw Error{"a position or column is out of range: the file is damaged"};
 }
 
-struct Call {
-  const Kernel* kernel;
-  const float* x;
-  const float* bias;
-  float* y;
-  int64_t tokens;
-  size_t shares;
+// Where a kernel's shares run: the session's threads, in this call of the node.
+struct Pool {
+  const ort::Api* api;
+  const ort::KernelContext* context;
 };
 
-// The one place that runs a kernel: the id-th share of the tokens.
-void run_share(void* job, size_t id) {
-  const Call& call = *static_cast<const Call*>(job);
-  const Kernel& k = *call.kernel;
-  const int64_t begin = call.tokens * int64_t(id) / int64_t(call.shares);
-  const int64_t end = call.tokens * int64_t(id + 1) / int64_t(call.shares);
-  sparsec_linear(k.stream[0].bytes, k.nbytes, call.x + begin * k.cols, call.bias,
-                 call.y + begin * k.rows, end - begin, k.rows, k.cols, kNone, 0, 1, k.level);
+void run_on_pool(void* pool, int count, void (*share)(void*, size_t), void* job) {
+  const Pool& p = *static_cast<const Pool*>(pool);
+  p.api->parallel(p.context, size_t(count), share, job);
 }
 
 void compute(const Kernel& kernel, ort::KernelContext* context) {
@@ -177,10 +167,11 @@ void compute(const Kernel& kernel, ort::KernelContext* context) {
   int64_t tokens = 1;
   for (size_t i = 0; i + 1 < shape.size(); ++i) tokens *= shape[i];
   if (!tokens) return;
-  const size_t shares = size_t(tokens >= 2 * 32 ? kernel.threads : 1);
-  Call call{&kernel, api.data<const float>(x), api.data<const float>(bias), api.data<float>(y), tokens, shares};
-  if (shares == 1) return run_share(&call, 0);
-  api.parallel(context, shares, run_share, &call);
+  Pool pool = {&api, context};
+  const int failed = linear(kernel.stream[0].bytes, kernel.nbytes, api.data<const float>(x), api.data<const float>(bias),
+                            api.data<float>(y), tokens, kernel.rows, kernel.cols, kNone, 0,
+                            {kernel.threads, run_on_pool, &pool}, kernel.level);
+  if (failed) throw Error{"the kernel refused its own stream, code " + std::to_string(failed)};
 }
 
 // onnxruntime is called through C: no exception may leave. `where` is empty or ends in ": ".
