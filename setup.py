@@ -7,13 +7,12 @@ the install succeeds, and sparsec says once that it runs the reference path.
 from setuptools import Extension, setup
 
 CPU = "backends/kernel/cpu"
-SOURCES = (
-    *("stream", "linear", "rows", "tokens", "kernels_avx512", "kernels_avx2", "kernels_portable"),
-    *("int8_stream", "int8_linear", "int8_vnni", "int8_avx2", "int8_portable"),
-)
-HEADERS = ("stream", "linear", "job", "kernels", "unroll", "vector", "token_kernel", "int8", "int8_avx2")
-ORT_SOURCES = (*SOURCES, "ort_op")
-ORT_HEADERS = (*HEADERS, "ort_api")
+FLOAT_SOURCES = ("stream", "linear", "rows", "tokens", "kernels_avx512", "kernels_avx2", "kernels_portable")
+FLOAT_HEADERS = ("stream", "linear", "job", "kernels", "unroll", "vector", "token_kernel")
+SOURCES = (*FLOAT_SOURCES, "int8_stream", "int8_linear", "int8_vnni", "int8_avx2", "int8_portable")
+HEADERS = (*FLOAT_HEADERS, "int8", "int8_avx2")
+ORT_SOURCES = (*FLOAT_SOURCES, "ort_op")
+ORT_HEADERS = (*FLOAT_HEADERS, "ort_api")
 # No -march: each file names the instructions it uses, and the library asks the processor before it does.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast"]
 

@@ -30,7 +30,7 @@ def test_every_native_source_is_built_and_every_header_is_known() -> None:
     """The names are read from setup.py's text: running it would build."""
     setup = (ROOT / "setup.py").read_text()
     suffixes = {"SOURCES": "cpp", "HEADERS": "h"}
-    lists = re.findall(r"^(?:ORT_)?(SOURCES|HEADERS) = \((.*?)\)$", setup, re.MULTILINE | re.DOTALL)
+    lists = re.findall(r"^(?:FLOAT_|ORT_)?(SOURCES|HEADERS) = \((.*?)\)$", setup, re.MULTILINE | re.DOTALL)
     named = {f"{name}.{suffixes[kind]}" for kind, names in lists for name in re.findall(r'"(\w+)"', names)}
     found = {path.name for glob in SOURCES for path in (ROOT / "backends").rglob(glob)}
 
