@@ -18,7 +18,7 @@ namespace int8 {
 
 namespace {
 
-constexpr int64_t kMaxPairs = 128;            // of a range: 16 KiB of weights, and at most as much of a panel
+constexpr int64_t kMaxPairs = 192;            // of a range: 24 KiB of weights, and half as much of a panel
 constexpr int64_t kPanelBytes = 256 * 1024;   // of a superblock: a part of the second-level cache
 constexpr int kMaxBlock = 16;
 constexpr double kBytesPerNanosecond = 15;    // of weights from the last-level cache to one core
