@@ -37,60 +37,60 @@ ATEN = frozenset(
     bitwise_and.Tensor bitwise_left_shift.Tensor bitwise_not.default bitwise_or.Scalar bitwise_or.Tensor
     bitwise_right_shift.Tensor bitwise_xor.Scalar bitwise_xor.Tensor bmm.default broadcast_tensors.default
     bucketize.Tensor cat.default cdist.default ceil.default celu.default channel_shuffle.default chunk.default
-    clamp.Tensor clamp.default clamp_max.Tensor clamp_max.default clamp_min.Tensor clamp_min.default clone.default
-    col2im.default column_stack.default concat.default concatenate.default conj.default constant_pad_nd.default
-    contiguous.default conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default
-    conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input convolution.default copy.default cos.default
-    cosh.default cosine_similarity.default count_nonzero.default count_nonzero.dim_IntList cross.default cummax.default
-    cummin.default cumprod.default cumsum.default deg2rad.default detach.default diag.default diag_embed.default
-    diagonal.default diagonal_scatter.default diff.default div.Scalar div.Tensor div.Tensor_mode divide.Scalar
-    divide.Tensor dot.default dropout.default einsum.default elu.default embedding.default embedding_bag.padding_idx
-    eq.Scalar eq.Tensor erf.default erfinv.default exp.default exp2.default expand.default expand_as.default
-    expand_copy.default expm1.default eye.default feature_dropout.default fft_fft.default fft_fft2.default
-    fft_fftn.default fft_ifft.default fft_ifftn.default fft_irfft.default fft_irfft2.default fft_rfft.default
-    fft_rfft2.default fill.Scalar fill.Tensor flatten.using_ints flip.default fliplr.default flipud.default
-    float_power.Tensor_Scalar float_power.Tensor_Tensor floor.default floor_divide.Scalar floor_divide.default
-    fmod.Scalar frac.default frobenius_norm.dim full.default full_like.default gather.default ge.Scalar ge.Tensor
-    gelu.default glu.default greater.Scalar greater_equal.Tensor grid_sampler.default grid_sampler_2d.default
-    group_norm.default gt.Scalar gt.Tensor hardshrink.default hardsigmoid.default hardswish.default hardtanh.default
-    heaviside.default histc.default hsplit.int hstack.default hypot.default im2col.default imag.default index.Tensor
-    index_add.default index_copy.default index_fill.int_Scalar index_put.default index_reduce.default
-    index_select.default inner.default instance_norm.default isclose.default isfinite.default isinf.default
-    isnan.default item.default kron.default kthvalue.default layer_norm.default le.Scalar le.Tensor leaky_relu.default
-    lerp.Scalar lerp.Tensor less.Scalar less_equal.Tensor lift_fresh_copy.default linalg_matrix_norm.default
-    linalg_norm.default linalg_vector_norm.default linear.default linspace.default log.default log10.default
-    log1p.default log2.default log_sigmoid.default log_softmax.int logaddexp.default logcumsumexp.default
-    logical_and.default logical_not.default logical_or.default logical_xor.default logsumexp.default lt.Scalar lt.Tensor
-    mH.default mT.default masked_fill.Scalar masked_fill.Tensor masked_scatter.default masked_select.default
-    matmul.default matrix_H.default max.default max.dim max.other max_pool1d.default max_pool2d.default
-    max_pool3d.default maximum.default mean.default mean.dim median.default median.dim meshgrid.default
-    meshgrid.indexing min.default min.dim min.other minimum.default mish.default mm.default moveaxis.int movedim.int
-    msort.default mul.Scalar mul.Tensor multiply.Scalar multiply.Tensor mv.default nan_to_num.default nanmean.default
-    nansum.default narrow.Tensor narrow.default ne.Scalar ne.Tensor neg.default negative.default new_full.default
-    new_ones.default new_zeros.default nonzero.default norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype
-    not_equal.Tensor nuclear_norm.default numpy_T.default one_hot.default ones.default ones_like.default outer.default
-    pad.default pairwise_distance.default permute.default pixel_shuffle.default pixel_unshuffle.default polar.default
-    positive.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default prod.default prod.dim_int
-    ravel.default real.default reciprocal.default reflection_pad1d.default reflection_pad2d.default relu.default
-    relu6.default remainder.Scalar remainder.Tensor renorm.default repeat.default repeat_interleave.Tensor
-    repeat_interleave.self_Tensor repeat_interleave.self_int replication_pad1d.default replication_pad2d.default
-    reshape.default reshape_as.default resolve_conj.default resolve_neg.default rms_norm.default roll.default
-    rot90.default round.default rsqrt.default rsub.Scalar rsub.Tensor scalar_tensor.default
-    scaled_dot_product_attention.default scatter.src scatter.value scatter.value_reduce scatter_add.default
-    scatter_reduce.two searchsorted.Tensor select.int select_scatter.default selu.default sgn.default sigmoid.default
-    sign.default silu.default sin.default sinh.default slice.Tensor slice_scatter.default softmax.int softplus.default
-    sort.default sort.stable special_erf.default special_expit.default split.Tensor split.default split.sizes
-    split_with_sizes.default sqrt.default square.default squeeze.default squeeze.dim squeeze.dims stack.default
-    std.correction std.dim std_mean.correction sub.Scalar sub.Tensor subtract.Tensor sum.default sum.dim_IntList
-    swapaxes.default sym_numel.default sym_size.int t.default take_along_dim.default tan.default tanh.default
-    tensor_split.indices tensor_split.sections tensordot.default threshold.default tile.default to.device to.dtype
-    to.dtype_layout to.other topk.default trace.default transpose.int tril.default tril_indices.default triu.default
-    triu_indices.default true_divide.Scalar true_divide.Tensor trunc.default type_as.default unbind.int unflatten.int
-    unfold.default unsafe_chunk.default unsafe_split.Tensor unsqueeze.default upsample_bicubic2d.vec
-    upsample_bilinear2d.vec upsample_linear1d.vec upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec
-    upsample_trilinear3d.vec var.correction var.dim var_mean.correction var_mean.dim vdot.default view.default
-    view_as.default view_as_complex.default view_as_real.default vstack.default where.Scalar where.ScalarOther
-    where.ScalarSelf where.self zero.default zeros.default zeros_like.default
+    clamp.Tensor clamp.default clamp_max.Tensor clamp_max.default clamp_min.Tensor clamp_min.default clip.default
+    clone.default col2im.default column_stack.default concat.default concatenate.default conj.default
+    constant_pad_nd.default contiguous.default conv1d.default conv1d.padding conv2d.default conv2d.padding
+    conv3d.default conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input convolution.default
+    copy.default cos.default cosh.default cosine_similarity.default count_nonzero.default count_nonzero.dim_IntList
+    cross.default cummax.default cummin.default cumprod.default cumsum.default deg2rad.default detach.default
+    diag.default diag_embed.default diagonal.default diagonal_scatter.default diff.default div.Scalar div.Tensor
+    div.Tensor_mode divide.Scalar divide.Tensor dot.default dropout.default einsum.default elu.default embedding.default
+    embedding_bag.padding_idx eq.Scalar eq.Tensor erf.default erfinv.default exp.default exp2.default expand.default
+    expand_as.default expand_copy.default expm1.default eye.default feature_dropout.default fft_fft.default
+    fft_fft2.default fft_fftn.default fft_ifft.default fft_ifftn.default fft_irfft.default fft_irfft2.default
+    fft_rfft.default fft_rfft2.default fill.Scalar fill.Tensor flatten.using_ints flip.default fliplr.default
+    flipud.default float_power.Tensor_Scalar float_power.Tensor_Tensor floor.default floor_divide.Scalar
+    floor_divide.default fmod.Scalar frac.default frobenius_norm.dim full.default full_like.default gather.default
+    ge.Scalar ge.Tensor gelu.default glu.default greater.Scalar greater_equal.Tensor grid_sampler.default
+    grid_sampler_2d.default group_norm.default gt.Scalar gt.Tensor hardshrink.default hardsigmoid.default
+    hardswish.default hardtanh.default heaviside.default histc.default hsplit.int hstack.default hypot.default
+    im2col.default imag.default index.Tensor index_add.default index_copy.default index_fill.int_Scalar
+    index_put.default index_reduce.default index_select.default inner.default instance_norm.default isclose.default
+    isfinite.default isinf.default isnan.default item.default kron.default kthvalue.default layer_norm.default le.Scalar
+    le.Tensor leaky_relu.default lerp.Scalar lerp.Tensor less.Scalar less_equal.Tensor lift_fresh_copy.default
+    linalg_matrix_norm.default linalg_norm.default linalg_vector_norm.default linear.default linspace.default
+    log.default log10.default log1p.default log2.default log_sigmoid.default log_softmax.int logaddexp.default
+    logcumsumexp.default logical_and.default logical_not.default logical_or.default logical_xor.default
+    logsumexp.default lt.Scalar lt.Tensor mH.default mT.default masked_fill.Scalar masked_fill.Tensor
+    masked_scatter.default masked_select.default matmul.default matrix_H.default max.default max.dim max.other
+    max_pool1d.default max_pool2d.default max_pool3d.default maximum.default mean.default mean.dim median.default
+    median.dim meshgrid.default meshgrid.indexing min.default min.dim min.other minimum.default mish.default mm.default
+    moveaxis.int movedim.int msort.default mul.Scalar mul.Tensor multiply.Scalar multiply.Tensor mv.default
+    nan_to_num.default nanmean.default nansum.default narrow.Tensor narrow.default ne.Scalar ne.Tensor neg.default
+    negative.default new_full.default new_ones.default new_zeros.default nonzero.default norm.Scalar norm.ScalarOpt_dim
+    norm.ScalarOpt_dim_dtype not_equal.Tensor nuclear_norm.default numpy_T.default one_hot.default ones.default
+    ones_like.default outer.default pad.default pairwise_distance.default permute.default pixel_shuffle.default
+    pixel_unshuffle.default polar.default positive.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default
+    prod.default prod.dim_int ravel.default real.default reciprocal.default reflection_pad1d.default
+    reflection_pad2d.default relu.default relu6.default remainder.Scalar remainder.Tensor renorm.default repeat.default
+    repeat_interleave.Tensor repeat_interleave.self_Tensor repeat_interleave.self_int replication_pad1d.default
+    replication_pad2d.default reshape.default reshape_as.default resolve_conj.default resolve_neg.default
+    rms_norm.default roll.default rot90.default round.default rsqrt.default rsub.Scalar rsub.Tensor
+    scalar_tensor.default scaled_dot_product_attention.default scatter.src scatter.value scatter.value_reduce
+    scatter_add.default scatter_reduce.two searchsorted.Tensor select.int select_scatter.default selu.default
+    sgn.default sigmoid.default sign.default silu.default sin.default sinh.default slice.Tensor slice_scatter.default
+    softmax.int softplus.default sort.default sort.stable special_erf.default special_expit.default split.Tensor
+    split.default split.sizes split_with_sizes.default sqrt.default square.default squeeze.default squeeze.dim
+    squeeze.dims stack.default std.correction std.dim std_mean.correction sub.Scalar sub.Tensor subtract.Tensor
+    sum.default sum.dim_IntList swapaxes.default sym_numel.default sym_size.int t.default take_along_dim.default
+    tan.default tanh.default tensor_split.indices tensor_split.sections tensordot.default threshold.default tile.default
+    to.device to.dtype to.dtype_layout to.other topk.default trace.default transpose.int tril.default
+    tril_indices.default triu.default triu_indices.default true_divide.Scalar true_divide.Tensor trunc.default
+    type_as.default unbind.int unflatten.int unfold.default unsafe_chunk.default unsafe_split.Tensor unsqueeze.default
+    upsample_bicubic2d.vec upsample_bilinear2d.vec upsample_linear1d.vec upsample_nearest1d.vec upsample_nearest2d.vec
+    upsample_nearest3d.vec upsample_trilinear3d.vec var.correction var.dim var_mean.correction var_mean.dim vdot.default
+    view.default view_as.default view_as_complex.default view_as_real.default vstack.default where.Scalar
+    where.ScalarOther where.ScalarSelf where.self zero.default zeros.default zeros_like.default
     """.split()
 )
 SPARSEC = frozenset({"nm_linear.default", "nm_weight.default", "expert_linear.default"})

@@ -17,7 +17,7 @@ from sparsec.backends.kernel.parts import read_parts
 from sparsec.backends.kernel.proofs import KERNEL_TOKENS, kernel_problems
 from sparsec.cost import TokenRange
 from sparsec.layout import Values, decompress
-from sparsec.pattern import NM, VNM, Pattern
+from sparsec.pattern import VNM, Pattern
 from sparsec.pipeline import PassManager, Progress, no_progress
 from sparsec.program import Program, bind, read_graph, write_graph
 from sparsec.uses import lowers_to_linear
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from sparsec.cost import Basis
     from sparsec.sites import Site
-
 
 
 class KernelBackend(Backend):
@@ -174,12 +173,9 @@ def _caveat(pattern: Pattern, values: Values) -> str:
     """Where the sparse kernel is not faster than dense (tests/bench/bench_cpu_linear.py and its notes)."""
     if library.level() == "portable":
         return "the plain x86-64 kernels are slower than dense from about 8 tokens"
-    assert isinstance(pattern, (NM, VNM))
-    if values == "int8":
-        spare = isinstance(pattern, VNM) and pattern.v % 16
-        return f"int8 kernels take 16 rows at once, which {pattern} does not fill" if spare else ""
-    in_panel = pattern.m <= 16 or (isinstance(pattern, VNM) and pattern.v % 16 == 0)
-    return "" if in_panel else f"{pattern} has groups wider than 16: slower than dense from about 8 tokens"
+    if values == "int8" and isinstance(pattern, VNM) and pattern.v % 16:
+        return f"int8 kernels take 16 rows at once, which {pattern} does not fill"
+    return ""
 
 
 def declared_tokens(manifest: dict[str, Any]) -> TokenRange | None:

@@ -122,7 +122,8 @@ def _model(shape: tuple[int, int, int], pattern: Pattern, tokens: int, values: V
     """The formula that stands in for a measurement: a call, then memory or arithmetic, whichever is slower."""
     sparse = library.level() is not None and no_kernel(pattern, values) is None
     kept = math.prod(shape) * (pattern.density if sparse else 1.0)
-    bytes_each, products_per_second = (4.5, 20e9) if sparse else (4.0, 35e9)  # of one core with AVX2 at 3 GHz or so
+    few, many = 20e9, 27e9  # products a second of the row and the token kernel, on one core with AVX2 at 3 GHz or so
+    bytes_each, products_per_second = (4.5, few if tokens < 13 else many) if sparse else (4.0, 37e9)
     return 5e-6 + max(kept * bytes_each / 10e9, kept * tokens / (products_per_second * torch.get_num_threads()))
 
 

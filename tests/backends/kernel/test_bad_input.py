@@ -14,12 +14,12 @@ from torch import Tensor
 
 import sparsec
 from sparsec import PassManager, _fx, trace
-from sparsec.backends.kernel.cpu import library
+from sparsec.backends.kernel.cpu import int8, library
 from sparsec.backends.kernel.cpu.linear import run, stream_linear
 from sparsec.backends.kernel.cpu.stream import pack
 from sparsec.backends.kernel.install import install_kernels
 from sparsec.errors import ArtifactError
-from sparsec.layout import compress
+from sparsec.layout import compress, stored_as
 from sparsec.pattern import Pattern
 
 ROWS, COLS = 12, 20
@@ -69,6 +69,14 @@ def test_no_tokens_give_no_outputs(artifact: Path, stream: Tensor) -> None:
 def test_no_threads_are_refused(stream: Tensor, threads: int) -> None:
     with pytest.raises(ValueError, match=f"at least 1 thread .*found {threads}"):
         run(random(2, COLS), stream, None, ROWS, threads, library.supported()[0])
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_refused_for_int8(threads: int) -> None:
+    weight, pattern = random(1, ROWS, COLS), Pattern.parse("4:2:5")
+    packed = int8.pack(stored_as(compress(weight, pattern, pattern.project(weight.abs(), "l1")), "int8"))
+    with pytest.raises(ValueError, match=f"at least 1 thread .*found {threads}"):
+        int8.run(random(2, COLS), packed, None, ROWS, threads, library.supported()[0])
 
 
 def test_a_number_is_no_row_of_activations(stream: Tensor) -> None:
