@@ -26,7 +26,7 @@ struct Job {
     const Geometry& g = geometry;
     const int64_t tile = vector / kTileVectors, width = g.tile_vectors(tile);
     return reinterpret_cast<const float*>(stream + g.values_at) +
-        (tile * kTileVectors * g.total_steps + chunk * g.steps * width + vector % kTileVectors) * kLanes;
+        (tile * kTileVectors * g.total_words + chunk * g.chunk_words * width + vector % kTileVectors) * kLanes;
   }
 };
 

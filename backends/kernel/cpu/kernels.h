@@ -12,6 +12,7 @@ struct TileCall {
   int steps, last_steps;  // last_steps: of the last chunk of this range
   int slot;
   const int* half;    // by step: 8 where its group lies in the upper half of the chunk, else 0
+  bool bf16;          // two values a word
   bool first;         // start from the bias; otherwise add to what y holds
   const float* bias;  // may be null; like y, at the first row of the call
   float* y;
@@ -53,6 +54,7 @@ struct UnpackCall {
   int steps, last_steps, chunk_columns;
   const uint8_t* column;  // Geometry::column; null: an index is a byte and the column itself
   int column_bytes;  // of the panel
+  bool bf16;         // two values a word; they become floats
   uint16_t* offsets;
   float* weights;
 };
@@ -67,8 +69,8 @@ struct SumCall {
   const float* bias;  // [16]
   float* to;          // may be `from`; [16][block], also when fewer rows are real
   int rows;
-  const void* ahead;  // the first of `steps` places that are needed next, and how far apart they are
-  int64_t ahead_stride;
+  const void* ahead;  // the first of `ahead_count` places that are needed next, and how far apart they are
+  int64_t ahead_stride, ahead_count;
 };
 
 // sums [row][block] to y[token][row].

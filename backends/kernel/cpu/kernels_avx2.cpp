@@ -40,78 +40,73 @@ __m256i lanes(int64_t count) {
 }
 
 // WHOLE_CHUNK: a group may span both halves of the chunk (M = 9..16).
-template <int TOKENS, int HALVES, bool WHOLE_CHUNK>
-void halves(const TileCall& call, int first_half) {
+template <int TOKENS, int HALVES, bool WHOLE_CHUNK, bool BF16>
+void halves(const TileCall& call) {
   constexpr int kAccumulators = TOKENS * HALVES;
-  const int64_t rows = call.rows - 8 * first_half;
-  const float* bias = call.bias ? call.bias + 8 * first_half : nullptr;
-  float* y = call.y + 8 * first_half;
   __m256 acc[kAccumulators];
   each<kAccumulators>([&](auto i) SPARSEC_INLINE {
     constexpr int token = i / HALVES, half = i % HALVES;
-    const __m256i mask = lanes(rows - 8 * half);
+    const __m256i mask = lanes(call.rows - 8 * half);
     acc[i] = _mm256_setzero_ps();
-    if (call.first && bias) acc[i] = _mm256_maskload_ps(bias + 8 * half, mask);
+    if (call.first && call.bias) acc[i] = _mm256_maskload_ps(call.bias + 8 * half, mask);
     if (!call.first && token < call.tokens)
-      acc[i] = _mm256_maskload_ps(y + token * call.y_stride + 8 * half, mask);
+      acc[i] = _mm256_maskload_ps(call.y + token * call.y_stride + 8 * half, mask);
   });
 
   const float* panel = call.panel;
-  const uint8_t* index = call.index + 8 * first_half;
-  const float* values = call.values + 8 * first_half;
+  const uint8_t* index = call.index;
+  const float* values = call.values;
   const int64_t stride = call.tile_vectors * 16;
-  __m256i which[HALVES];
-  // A permutation reads the low 3 bits of an index and a blend its sign: bit 3, which names the half of the chunk.
-  auto mark_half = [&]() SPARSEC_INLINE {
-    if (!WHOLE_CHUNK) return;
-    each<HALVES>([&](auto h) SPARSEC_INLINE {
-      which[h] = _mm256_or_si256(which[h], _mm256_slli_epi32(which[h], 28));
+  auto multiply = [&](auto h, __m256i which, __m256i word, const float* x) SPARSEC_INLINE {
+    // A permutation reads the low 3 bits of an index and a blend its sign: bit 3, which names the half of the chunk.
+    if (WHOLE_CHUNK) which = _mm256_or_si256(which, _mm256_slli_epi32(which, 28));
+    asm("" : "+r"(x));  // keeps the compiler from holding activations in registers across halves, which would spill
+    each<TOKENS>([&](auto t) SPARSEC_INLINE {
+      __m256 picked = _mm256_permutevar8x32_ps(_mm256_load_ps(x + 16 * t), which);
+      if (WHOLE_CHUNK) {
+        const __m256 high = _mm256_permutevar8x32_ps(_mm256_load_ps(x + 16 * t + 8), which);
+        picked = _mm256_blendv_ps(picked, high, _mm256_castsi256_ps(which));
+      }
+      acc[t * HALVES + h] = _mm256_fmadd_ps(_mm256_castsi256_ps(word), picked, acc[t * HALVES + h]);
     });
   };
-  auto step = [&](const float* x) SPARSEC_INLINE {
-    __m256 weight[HALVES];
-    each<HALVES>([&](auto h) SPARSEC_INLINE { weight[h] = _mm256_loadu_ps(values + 8 * h); });
-    each<TOKENS>([&](auto t) SPARSEC_INLINE {
-      each<HALVES>([&](auto h) SPARSEC_INLINE {
-        __m256 picked = _mm256_permutevar8x32_ps(_mm256_load_ps(x + 16 * t), which[h]);
-        if (WHOLE_CHUNK) {
-          const __m256 high = _mm256_permutevar8x32_ps(_mm256_load_ps(x + 16 * t + 8), which[h]);
-          picked = _mm256_blendv_ps(picked, high, _mm256_castsi256_ps(which[h]));
-        }
-        acc[t * HALVES + h] = _mm256_fmadd_ps(weight[h], picked, acc[t * HALVES + h]);
-      });
+  // Two steps of one half after the other: only the sums and a few temporaries are in registers.
+  auto pair = [&](const int* half, auto has_odd) SPARSEC_INLINE {
+    each<HALVES>([&](auto h) SPARSEC_INLINE {
+      const __m256i which = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(index + 8 * h)));
+      const __m256i word = load<__m256i>(values + 8 * h);
+      multiply(h, which, BF16 ? _mm256_slli_epi32(word, 16) : word, panel + half[0]);
+      if (!has_odd()) return;
+      // A mask for the high half would take a register.
+      const __m256i odd = BF16 ? _mm256_slli_epi32(_mm256_srli_epi32(word, 16), 16) : load<__m256i>(values + stride + 8 * h);
+      multiply(h, _mm256_srli_epi32(which, 4), odd, panel + half[1]);
     });
-    values += stride;
+    index += stride;
+    values += BF16 || !has_odd() ? stride : 2 * stride;
   };
   for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
     const int steps = chunk + 1 < call.chunks ? call.steps : call.last_steps;
-    for (int s = 0; s < steps; s += 2) {
-      each<HALVES>([&](auto h) SPARSEC_INLINE {
-        which[h] = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(index + 8 * h)));
-      });
-      index += stride;
-      mark_half();
-      step(panel + call.half[s]);
-      if (s + 1 == steps) break;
-      each<HALVES>([&](auto h) SPARSEC_INLINE { which[h] = _mm256_srli_epi32(which[h], 4); });
-      mark_half();
-      step(panel + call.half[s + 1]);
-    }
+    int s = 0;
+    for (; s + 1 < steps; s += 2) pair(call.half + s, std::true_type{});
+    if (s < steps) pair(call.half + s, std::false_type{});
     panel += 16 * TOKENS;
   }
 
   each<kAccumulators>([&](auto i) SPARSEC_INLINE {
     constexpr int token = i / HALVES, half = i % HALVES;
     if (token < call.tokens)
-      _mm256_maskstore_ps(y + token * call.y_stride + 8 * half, lanes(rows - 8 * half), acc[i]);
+      _mm256_maskstore_ps(call.y + token * call.y_stride + 8 * half, lanes(call.rows - 8 * half), acc[i]);
   });
+}
+
+template <int TOKENS, int VECTORS, bool BF16>
+void tile_of(const TileCall& call) {
+  call.slot < 16 ? halves<TOKENS, 2 * VECTORS, false, BF16>(call) : halves<TOKENS, 2 * VECTORS, true, BF16>(call);
 }
 
 template <int TOKENS, int VECTORS>
 void tile(const TileCall& call) {
-  if (call.slot < 16) return halves<TOKENS, 2 * VECTORS, false>(call, 0);
-  // One half at a time: both would need more than 16 registers.
-  for (int half = 0; half < 2 * VECTORS; ++half) halves<TOKENS, 1, true>(call, half);
+  call.bf16 ? tile_of<TOKENS, VECTORS, true>(call) : tile_of<TOKENS, VECTORS, false>(call);
 }
 
 void fill(const FillCall& call) {
@@ -144,7 +139,7 @@ void fill(const FillCall& call) {
 constexpr Kernels kernels = {
     40,
     {1, 2, 4, 0},
-    {{tile<1, 1>, tile<1, 2>, nullptr}, {tile<2, 1>, nullptr, nullptr}, {tile<4, 1>, nullptr, nullptr}},
+    {{tile<1, 1>, tile<1, 2>, tile<1, 4>}, {tile<2, 1>, tile<2, 2>, nullptr}, {tile<4, 1>, nullptr, nullptr}},
     fill,
     token_kernels<Avx2>(),
     activate<Avx2>,

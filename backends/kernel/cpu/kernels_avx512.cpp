@@ -47,8 +47,8 @@ constexpr int kPrefetch = 1024;  // floats ahead of the weights in use: 1 to 7 %
 
 __mmask16 lanes(int64_t count) { return __mmask16(count >= 16 ? 0xffff : count <= 0 ? 0 : (1 << count) - 1); }
 
-template <int TOKENS, int VECTORS>
-void tile(const TileCall& call) {
+template <int TOKENS, int VECTORS, bool BF16>
+void tile_of(const TileCall& call) {
   constexpr int kAccumulators = TOKENS * VECTORS;
   __m512 acc[kAccumulators];
   each<kAccumulators>([&](auto i) SPARSEC_INLINE {
@@ -65,13 +65,20 @@ void tile(const TileCall& call) {
   const float* values = call.values;
   const int64_t stride = call.tile_vectors * 16;
   __m512i which[VECTORS];
-  auto step = [&]() SPARSEC_INLINE {
+  auto step = [&](auto is_odd) SPARSEC_INLINE {
+    // Words are read again for their odd halves: registers to keep them are not free.
+    if (BF16 && is_odd()) asm("" : "+r"(values));
     __m512 weight[VECTORS];
-    each<VECTORS>([&](auto v) SPARSEC_INLINE { weight[v] = _mm512_loadu_ps(values + 16 * v); });
+    each<VECTORS>([&](auto v) SPARSEC_INLINE {
+      const __m512i word = _mm512_loadu_si512(values + 16 * v);
+      weight[v] = _mm512_castsi512_ps(!BF16      ? word
+                                      : is_odd() ? _mm512_and_si512(word, _mm512_set1_epi32(int(0xffff0000)))
+                                                 : _mm512_slli_epi32(word, 16));
+    });
     each<VECTORS>([&](auto v) SPARSEC_INLINE {
       _mm_prefetch(reinterpret_cast<const char*>(values + 16 * v + kPrefetch), _MM_HINT_T0);
     });
-    values += stride;
+    if (!BF16 || is_odd()) values += stride;
     // Keeps the compiler from holding all activations of a chunk in registers across steps, which would spill.
     if (TOKENS > 4) asm("" : "+r"(panel));
     each<TOKENS>([&](auto t) SPARSEC_INLINE {
@@ -82,17 +89,18 @@ void tile(const TileCall& call) {
     });
   };
   for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
-    int left = chunk + 1 < call.chunks ? call.steps : call.last_steps;
-    for (; left > 0; left -= 2) {
+    const int steps = chunk + 1 < call.chunks ? call.steps : call.last_steps;
+    for (int left = steps; left > 0; left -= 2) {
       each<VECTORS>([&](auto v) SPARSEC_INLINE {
         which[v] = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(index + 16 * v)));
       });
       index += stride;
-      step();
+      step(std::false_type{});
       if (left == 1) break;
       each<VECTORS>([&](auto v) SPARSEC_INLINE { which[v] = _mm512_srli_epi32(which[v], 4); });
-      step();
+      step(std::true_type{});
     }
+    if (BF16 && steps % 2) values += stride;
     panel += 16 * TOKENS;
   }
 
@@ -101,6 +109,11 @@ void tile(const TileCall& call) {
     if (token < call.tokens)
       _mm512_mask_storeu_ps(call.y + token * call.y_stride + 16 * vector, lanes(call.rows - 16 * vector), acc[i]);
   });
+}
+
+template <int TOKENS, int VECTORS>
+void tile(const TileCall& call) {
+  call.bf16 ? tile_of<TOKENS, VECTORS, true>(call) : tile_of<TOKENS, VECTORS, false>(call);
 }
 
 void fill(const FillCall& call) {

@@ -28,9 +28,14 @@ void tile(const TileCall& call) {
   for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
     const int steps = chunk + 1 < call.chunks ? call.steps : call.last_steps;
     for (int s = 0; s < steps; ++s) {
-      for (int r = 0; r < kLanes; ++r) acc[r] += values[r] * panel[(index[r] >> (s % 2 * 4)) & 15];
-      values += stride;
-      if (s % 2 || s + 1 == steps) index += stride;
+      const bool pair_ends = s % 2 || s + 1 == steps;
+      for (int r = 0; r < kLanes; ++r) {
+        const uint32_t word = load<uint32_t>(values + r);
+        const uint32_t bits = !call.bf16 ? word : s % 2 ? word & 0xffff0000 : word << 16;
+        acc[r] += load<float>(&bits) * panel[(index[r] >> (s % 2 * 4)) & 15];
+      }
+      if (!call.bf16 || pair_ends) values += stride;
+      if (pair_ends) index += stride;
     }
     panel += kLanes;
   }

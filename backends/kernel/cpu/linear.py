@@ -90,7 +90,7 @@ def run(
     if code == 2:
         raise RuntimeError(f"this processor cannot run the {chosen} kernels")
     if code:
-        *_, rows, stream_cols = describe(stream)
+        *_, rows, stream_cols, _ = describe(stream)
         found = f"out_features {out_features}, in_features {shape[-1]}"
         raise ValueError(f"the stream is for a weight {rows} x {stream_cols}; found {found}")
     return y

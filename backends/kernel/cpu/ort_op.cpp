@@ -22,7 +22,7 @@
 extern "C" {
 int sparsec_supports(int level);
 int sparsec_pack(uint8_t* stream, int64_t nbytes, int64_t n, int64_t m, int64_t v, int64_t rows, int64_t cols,
-                 const float* values, const uint8_t* positions, const uint8_t* columns);
+                 int value_type, const void* values, const uint8_t* positions, const uint8_t* columns);
 }
 
 namespace {
@@ -138,7 +138,7 @@ void pack_tables(Kernel* kernel, const ort::KernelInfo* info) {
   kernel->stream.resize(size_t(g.nbytes + 63) / 64);
   const std::vector<uint8_t> unpacked = unpack_positions(positions, g.pattern.rows, fields, bits);
   if (sparsec_pack(kernel->stream[0].bytes, g.nbytes, n, m, v, kernel->rows, kernel->cols,
-                   values, unpacked.data(), v ? columns : nullptr))
+                   kFloat32, values, unpacked.data(), v ? columns : nullptr))
     throw Error{"a position or column is out of range: the file is damaged"};
 }
 

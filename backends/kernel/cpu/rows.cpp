@@ -47,6 +47,7 @@ void run_tile(const Job& job, const Block& block, const float* panel, Range chun
   call.last_steps = chunks.end == g.chunks ? g.last_steps : g.steps;
   call.slot = g.slot;
   call.half = g.half;
+  call.bf16 = g.pattern.values == kBfloat16;
   call.first = chunks.begin == 0;
   call.y_stride = rows;
   call.tokens = block.tokens;

@@ -6,14 +6,14 @@
 
 namespace {
 
-constexpr uint64_t kMagic = 0x3130304350535053;  // "SPSPC001": the last digits are the format version
+constexpr uint64_t kMagic = 0x3230304350535053;  // "SPSPC002": the last digits are the format version
 constexpr int64_t kMaxDim = int64_t(1) << 31;
 
 int64_t align64(int64_t nbytes) { return (nbytes + 63) / 64 * 64; }
 
 // Where the step-th weight of a row lives. Steps count through all groups: step = group * n + slot in group.
 struct Place {
-  int64_t value;  // in floats from values_at
+  int64_t value;  // in bytes from values_at
   int64_t index;  // in bytes from index_at
   int shift;      // 4 when the index is a high nibble
   int base;       // first column of the group in its chunk
@@ -22,13 +22,14 @@ struct Place {
 Place locate(const Geometry& g, int64_t row, int64_t group, int64_t k) {
   const int64_t vector = row / kLanes, tile = vector / kTileVectors, width = g.tile_vectors(tile);
   const int64_t lane = (vector % kTileVectors) * kLanes + row % kLanes;
-  const int64_t step = group * g.pattern.n + k;
+  const int64_t step = group * g.pattern.n + k, chunk = group / g.groups_per_chunk, in_chunk = step - chunk * g.steps;
+  const bool bf16 = g.pattern.values == kBfloat16;
+  const int64_t word = chunk * g.chunk_words + (bf16 ? in_chunk / 2 : in_chunk);
   Place place;
-  place.value = (tile * kTileVectors * g.total_steps + step * width) * kLanes + lane;
+  place.value = ((tile * kTileVectors * g.total_words + word * width) * kLanes + lane) * 4 + (bf16 ? in_chunk % 2 * 2 : 0);
   int64_t pair = step;
   place.shift = place.base = 0;
   if (g.slot) {
-    const int64_t chunk = group / g.groups_per_chunk, in_chunk = step - chunk * g.steps;
     pair = chunk * g.chunk_pairs + in_chunk / 2;
     place.shift = int(in_chunk % 2) * 4;
     place.base = int(group % g.groups_per_chunk) * g.slot;
@@ -53,6 +54,7 @@ bool columns_in_range(const Geometry& g, const uint8_t* columns) {
 bool make_geometry(const Pattern& p, Geometry* g) {
   const bool nm = p.v == 0 && p.n >= 1 && p.n <= p.m && p.m <= 256;
   const bool vnm = p.v >= 1 && p.n == 2 && p.m >= 4 && p.m <= 256;
+  if (p.values != kFloat32 && p.values != kBfloat16) return false;
   if (!(nm || vnm) || p.rows < 1 || p.cols < 1 || p.rows > kMaxDim || p.cols > kMaxDim || p.v > kMaxDim) return false;
   *g = Geometry{};
   g->pattern = p;
@@ -80,12 +82,15 @@ bool make_geometry(const Pattern& p, Geometry* g) {
     g->last_steps = int(g->total_steps - (g->chunks - 1) * g->steps);
     g->total_pairs = (g->chunks - 1) * g->chunk_pairs + (g->last_steps + 1) / 2;
   }
+  const int words_of_two = p.values == kBfloat16 ? 1 : 2;
+  g->chunk_words = (g->steps * words_of_two + 1) / 2;
+  g->total_words = (g->chunks - 1) * g->chunk_words + (g->last_steps * words_of_two + 1) / 2;
   // A step of a row vector takes at most 5 bytes a lane; beyond this the sums below could overflow.
   if (g->vectors > (int64_t(1) << 60) / (5 * kLanes) / g->total_steps) return false;
   g->columns_at = sizeof(Header);
   g->index_at = align64(g->columns_at + g->strips * g->groups * 4);
   g->values_at = align64(g->index_at + g->vectors * g->total_pairs * kLanes);
-  g->nbytes = g->values_at + g->vectors * g->total_steps * kLanes * int64_t(sizeof(float));
+  g->nbytes = g->values_at + g->vectors * g->total_words * kLanes * int64_t(sizeof(float));
   return true;
 }
 
@@ -99,23 +104,23 @@ bool read_header(const void* stream, int64_t nbytes, Geometry* geometry) {
 
 extern "C" {
 
-int64_t sparsec_stream_nbytes(int64_t n, int64_t m, int64_t v, int64_t rows, int64_t cols) {
+int64_t sparsec_stream_nbytes(int64_t n, int64_t m, int64_t v, int64_t rows, int64_t cols, int value_type) {
   Geometry g;
-  return make_geometry({n, m, v, rows, cols}, &g) ? g.nbytes : -1;
+  return make_geometry({n, m, v, rows, cols, value_type}, &g) ? g.nbytes : -1;
 }
 
-// values [rows][groups][n] float, positions [rows][groups][n] bytes, columns [strips][groups][4] bytes (V:2:M).
+// values [rows][groups][n] float or bfloat16, positions [rows][groups][n] bytes, columns [strips][groups][4] bytes (V:2:M).
 // 0: done; 1: unknown pattern or wrong nbytes; 2: an index out of range or a position that names padding.
 int sparsec_pack(uint8_t* stream, int64_t nbytes, int64_t n, int64_t m, int64_t v, int64_t rows, int64_t cols,
-                 const float* values, const uint8_t* positions, const uint8_t* columns) {
+                 int value_type, const void* values, const uint8_t* positions, const uint8_t* columns) {
   Geometry g;
-  if (!make_geometry({n, m, v, rows, cols}, &g) || g.nbytes != nbytes) return 1;
+  if (!make_geometry({n, m, v, rows, cols, value_type}, &g) || g.nbytes != nbytes) return 1;
   if (v && !columns_in_range(g, columns)) return 2;
   std::memset(stream, 0, size_t(nbytes));
   const Header header = {kMagic, g.pattern, nbytes, {}};
   std::memcpy(stream, &header, sizeof(header));
   if (v) std::memcpy(stream + g.columns_at, columns, size_t(g.strips * g.groups * 4));
-  float* packed_values = reinterpret_cast<float*>(stream + g.values_at);
+  const size_t value_bytes = value_type == kBfloat16 ? 2 : 4;
   uint8_t* index = stream + g.index_at;
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t group = 0; group < g.groups; ++group) {
@@ -133,7 +138,8 @@ int sparsec_pack(uint8_t* stream, int64_t nbytes, int64_t n, int64_t m, int64_t 
         }
         if (position >= real) return 2;
         const Place place = locate(g, row, group, k);
-        packed_values[place.value] = values[at];
+        std::memcpy(stream + g.values_at + place.value, static_cast<const char*>(values) + at * int64_t(value_bytes),
+                    value_bytes);
         index[place.index] |= uint8_t((place.base + position) << place.shift);
       }
     }
@@ -148,11 +154,11 @@ int sparsec_describe(const uint8_t* stream, int64_t nbytes, Pattern* pattern) {
   return 0;
 }
 
-int sparsec_unpack(const uint8_t* stream, int64_t nbytes, float* values, uint8_t* positions, uint8_t* columns) {
+int sparsec_unpack(const uint8_t* stream, int64_t nbytes, void* values, uint8_t* positions, uint8_t* columns) {
   Geometry g;
   if (!read_header(stream, nbytes, &g)) return 1;
   const Pattern& p = g.pattern;
-  const float* packed_values = reinterpret_cast<const float*>(stream + g.values_at);
+  const size_t value_bytes = p.values == kBfloat16 ? 2 : 4;
   if (p.v) std::memcpy(columns, stream + g.columns_at, size_t(g.strips * g.groups * 4));
   for (int64_t row = 0; row < p.rows; ++row) {
     for (int64_t group = 0; group < g.groups; ++group) {
@@ -168,7 +174,8 @@ int sparsec_unpack(const uint8_t* stream, int64_t nbytes, float* values, uint8_t
           position = which;
         }
         positions[at] = uint8_t(padded(g, group, k) ? k : position);
-        values[at] = packed_values[place.value];
+        std::memcpy(static_cast<char*>(values) + at * int64_t(value_bytes), stream + g.values_at + place.value,
+                    value_bytes);
       }
     }
   }

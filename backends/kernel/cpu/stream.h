@@ -14,23 +14,27 @@
 //   chunks: indices [tile][chunk][pair of steps][row vector][16] bytes, low nibble = even step, high = odd step
 //   wide:   indices [tile][group][n][row vector][16] bytes, offset in the group
 //   values          [tile][chunk][step][row vector][16] float: 4.5 bytes a kept weight altogether (wide: 5)
+//   bfloat16 values [tile][chunk][pair of steps][row vector][16] words of 32 bits, low half = even step, high = odd step,
+//                   so that a shift or a mask makes floats of 16 values: 2.5 bytes a kept weight (wide: 3)
 #pragma once
 #include <cstdint>
 
 constexpr int kLanes = 16;
 constexpr int kTileVectors = 4;
 constexpr int kMaxSteps = 16;  // of one chunk: n <= slot
+enum ValueType { kFloat32, kBfloat16 };
 
 struct Pattern {
   int64_t n, m, v;  // v = 0: N:M; v >= 1: V:2:M
   int64_t rows, cols;
+  int64_t values = kFloat32;  // a ValueType
 };
 
 struct Header {
   uint64_t magic;
   Pattern pattern;
   int64_t nbytes;
-  int64_t reserved[9];
+  int64_t reserved[8];
 };
 static_assert(sizeof(Header) == 128, "the parts behind the header must stay 64-byte aligned");
 
@@ -45,9 +49,10 @@ struct Geometry {
   int64_t chunks;
   int steps, last_steps;  // of a chunk; of the last chunk, which may hold fewer groups
   int chunk_pairs;
+  int chunk_words;        // 64-byte vectors of values: one a step, or (bfloat16) one a pair
   int half[kMaxSteps];    // by step of a chunk: 8 where its group lies in the upper half, else 0
   uint8_t column[kLanes];  // by index: which of the chunk's columns, empty slots not counted; always one of them
-  int64_t total_steps, total_pairs;  // of one row vector; a wide stream has one "pair" a step
+  int64_t total_steps, total_pairs, total_words;  // of one row vector; a wide stream has one "pair" a step
   int64_t columns_at, index_at, values_at, nbytes;
 
   int tile_vectors(int64_t tile) const {

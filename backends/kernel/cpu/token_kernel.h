@@ -51,7 +51,7 @@ template <class L, int P>
 void sum(const SumCall& call) {
   constexpr int kRows = rows_at_once(P);
   // What the next row vector unpacks comes meanwhile, a part with each group of rows.
-  const int64_t part = call.steps * kRows / kLanes + 1;
+  const int64_t part = call.ahead_count * kRows / kLanes + 1;
   const char* ahead = static_cast<const char*>(call.ahead);
   for (int row = 0; row < call.rows; row += kRows) {
     for (int64_t i = 0; i < part; ++i, ahead += call.ahead_stride) __builtin_prefetch(ahead);
@@ -59,15 +59,22 @@ void sum(const SumCall& call) {
   }
 }
 
-template <class L>
+// 16 floats from 16 floats, or from the low or the high halves of 16 words.
+enum class From { kFloats, kLow, kHigh };
+
+template <class L, From FROM>
 SPARSEC_INLINE inline void copy_step(float* to, const float* from) {
-  using V = typename L::Float;
-  each<kLanes * sizeof(float) / sizeof(V)>([&](auto i) SPARSEC_INLINE {
-    store(to + i * sizeof(V) / sizeof(float), load<V>(from + i * sizeof(V) / sizeof(float)));
+  using I = typename L::Int;
+  constexpr int kWidth = sizeof(I) / sizeof(float);
+  each<kLanes / kWidth>([&](auto i) SPARSEC_INLINE {
+    I word = load<I>(from + i * kWidth);
+    if (FROM == From::kLow) word = word << 16;
+    if (FROM == From::kHigh) word = word & int32_t(0xffff0000);
+    store(to + i * kWidth, word);
   });
 }
 
-template <class L, bool NIBBLES>
+template <class L, bool NIBBLES, bool BF16>
 void unpack_as(const UnpackCall& call) {
   typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
   typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
@@ -81,32 +88,35 @@ void unpack_as(const UnpackCall& call) {
   int first = 0;  // column of the chunk
   // Stores to `offset` may change anything for all the compiler knows: nothing is read through `call` below.
   const int chunk_columns = call.chunk_columns, all_steps = call.steps, last_steps = call.last_steps;
-  auto step = [&](const Bytes& which, int before) SPARSEC_INLINE {
+  auto step = [&](const Bytes& which, int before, auto is_odd) SPARSEC_INLINE {
+    constexpr From kFrom = !BF16 ? From::kFloats : is_odd ? From::kHigh : From::kLow;
     store(offset, Halves(__builtin_convertvector(which, Halves) * column_bytes + uint16_t(before * column_bytes)));
-    copy_step<L>(weight, values);
-    values += stride;
+    copy_step<L, kFrom>(weight, values);
+    if (kFrom != From::kLow) values += stride;
     offset += kLanes;
     weight += kLanes;
   };
   for (int64_t chunk = 0; chunk < chunks; ++chunk, first += chunk_columns) {
     const int steps = chunk + 1 < chunks ? all_steps : last_steps;
-    for (int s = 0; s < steps; s += 1 + NIBBLES) {
-      const Bytes which = load<Bytes>(index);
+    for (int s = 0; s < steps; s += 2) {
+      Bytes which = load<Bytes>(index);
       index += stride;
+      step(NIBBLES ? __builtin_shuffle(column, which & 15) : which, first, std::false_type{});
+      if (s + 1 == steps) break;
       if (!NIBBLES) {
-        step(which, first);
-        continue;
+        which = load<Bytes>(index);
+        index += stride;
       }
-      step(__builtin_shuffle(column, which & 15), first);
-      if (s + 1 < steps) step(__builtin_shuffle(column, which >> 4), first);
+      step(NIBBLES ? __builtin_shuffle(column, which >> 4) : which, first, std::true_type{});
     }
+    if (BF16 && steps % 2) values += stride;
   }
 }
 
 template <class L>
 void unpack(const UnpackCall& call) {
-  if (call.column) return unpack_as<L, true>(call);
-  unpack_as<L, false>(call);
+  if (call.bf16) return call.column ? unpack_as<L, true, true>(call) : unpack_as<L, false, true>(call);
+  call.column ? unpack_as<L, true, false>(call) : unpack_as<L, false, false>(call);
 }
 
 // Tokens past the last one repeat it: their sums are never stored.

@@ -93,7 +93,8 @@ void run_vector(const Job& job, const Plan& plan, Range chunks, Range tokens, in
   const int rows = int(std::min(g.pattern.rows - row, int64_t(kLanes))), last_steps = is_last ? g.last_steps : g.steps;
   kernels.unpack({job.index_at(vector, chunks.begin), job.values_at(vector, chunks.begin),
                   g.tile_vectors(vector / kTileVectors), count, g.steps, last_steps, g.chunk_columns,
-                  g.slot ? g.column : nullptr, plan.block * int(sizeof(float)), plan.offsets, plan.weights});
+                  g.slot ? g.column : nullptr, plan.block * int(sizeof(float)),
+                  g.pattern.values == kBfloat16, plan.offsets, plan.weights});
   // Past the last row vector it points nowhere that matters: prefetching never faults.
   const float* ahead = job.values_at(std::min(vector + 1, g.vectors - 1), chunks.begin);
   const int64_t ahead_stride = g.tile_vectors(std::min(vector + 1, g.vectors - 1) / kTileVectors) * kLanes * 4;
@@ -101,7 +102,7 @@ void run_vector(const Job& job, const Plan& plan, Range chunks, Range tokens, in
   if (job.bias) std::memcpy(bias, job.bias + row, size_t(rows) * sizeof(float));
   kernels.sum[plan.vectors - 1]({plan.panel, plan.offsets, plan.weights, (count - 1) * g.steps + last_steps,
                                  chunks.begin ? sums : nullptr, bias, is_last ? plan.last : sums, rows, ahead,
-                                 ahead_stride});
+                                 ahead_stride, count * g.chunk_words});
   if (!is_last) return;
   if (job.activation != kNone) job.kernels->activate(job.activation, plan.last, int64_t(rows) * plan.block);
   kernels.transpose_out({plan.last, plan.block, int(tokens.end - tokens.begin), rows,

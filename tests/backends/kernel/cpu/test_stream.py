@@ -53,7 +53,7 @@ def test_memory_against_dense(make_layout, pattern: str, share: float) -> None:
 
 def test_header_is_read_back_and_strangers_are_refused(make_layout) -> None:
     stream = pack(make_layout("10:2:20", 37, 50, 0))
-    assert describe(stream) == (2, 20, 10, 37, 50)
+    assert describe(stream) == (2, 20, 10, 37, 50, 0)
     for stranger in (stream[:-1], stream[:5], torch.zeros(500, dtype=torch.uint8), stream.view(-1).float()):
         with pytest.raises(ValueError, match="made by"):
             describe(stranger)
