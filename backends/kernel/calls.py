@@ -50,7 +50,7 @@ def no_kernel(pattern: Pattern, stored: str) -> str | None:
         return f"{pattern} is stored small; no kernel makes it faster than dense"
     if stored == "int8" and not isinstance(pattern, VNM):
         return f"{pattern} is stored as int8 and multiplied in float32: int8 kernels need the 4 shared columns of V:N:M"
-    if stored not in ("fp32", "int8"):
+    if stored not in ("fp32", "bf16", "int8"):
         return f"{stored} values of {pattern} are stored packed and multiplied in float32; they have no sparse kernel"
     return None
 

@@ -334,8 +334,7 @@ def test_rounded_values_are_measured_and_verified(tmp_path: Path, values: Values
 
     check_values(made.manifest, values, most_bytes)
     assert all(check.ok for check in made.verify())
-    if values == "int8":
-        assert {"kernel: pack", "kernel: kernel", "kernel: outputs"} <= {check.name for check in made.verify()}
+    assert {"kernel: pack", "kernel: kernel", "kernel: outputs"} <= {check.name for check in made.verify()}
     x = torch.randn(7, 40)
     with torch.no_grad():
         found, dense = made.load()(x)["output"], made.load_dense()(x)["output"]
