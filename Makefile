@@ -27,6 +27,8 @@ test-fast: $(VENV)/.installed-dev  ## the core only: about a minute
 test-all: $(VENV)/.installed-dev  ## every test, and the benches with their bounds
 	$(TEST)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_cpu_linear.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_cpu_int8.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_explain.py
 	$(BIN)/python tests/bench/bench_compile.py
 
 check: $(VENV)/.installed-dev  ## style, types, layering
@@ -38,7 +40,7 @@ check: $(VENV)/.installed-dev  ## style, types, layering
 dev: $(VENV)/.installed-dev  ## an editable install with all developer tools
 
 clean:  ## remove what was built
-	rm -rf $(VENV) build *.egg-info minilm.sparsec sparsec/passes sparsec/backends backends/kernel/cpu/*.so
+	rm -rf $(VENV) build *.egg-info minilm.sparsec sparsec/passes sparsec/backends sparsec/*.so backends/kernel/cpu/*.so
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
