@@ -132,6 +132,10 @@ def run(
     """`int8_linear` with a given thread count and level, on plain CPU tensors."""
     if x.dtype is not torch.float32 or not x.is_cpu:
         raise TypeError(f"the CPU kernels take float32 on the CPU; found {x.dtype} on {x.device}: convert x first")
+    if not stream.is_cpu or stream.dtype is not torch.uint8 or not stream.is_contiguous():
+        raise TypeError(
+            f"expected a stream of bytes on the CPU, found {stream.dtype} on {stream.device}: load it again"
+        )
     if threads < 1 or not x.dim():
         raise ValueError(f"expected at least 1 thread and x (..., in_features), found {threads} and {tuple(x.shape)}")
     if activation not in _ACTIVATIONS:

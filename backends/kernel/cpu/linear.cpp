@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <new>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -15,8 +17,8 @@ namespace {
 constexpr double kBytesPerNanosecond = 15;  // of weights from the last-level cache to one core
 constexpr double kSerialNanoseconds = 30e3;  // below this, waking a second thread costs more than it saves
 
-// A panel of the row kernel takes three quarters of the first-level cache: the weights only stream through the rest. Measured with
-// 48 KiB: 36 KiB is 3 to 7 % faster than 24 KiB. Half of the second-level cache for what waits there: a 4096 x 4096
+// A panel of the row kernel takes three quarters of the first-level cache: the weights only stream through the rest.
+// Measured with 48 KiB: 36 KiB is 3 to 7 % faster than 24 KiB. Half of the second-level cache for what waits there: a 4096 x 4096
 // layer, whose weights come from memory once a superblock of the row kernel, gains 3 to 20 % from 12 blocks over 4.
 CachePlan plan_caches() {
   int64_t first = 0, second = 0;
@@ -25,7 +27,9 @@ CachePlan plan_caches() {
   second = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
   first = std::max(first, int64_t(32) * 1024);
-  return {std::min(first * 3 / 4, kMaxPanelBytes), first * 7 / 8, std::max(second, int64_t(256) * 1024) / 2};
+  // The token kernel's offsets into a panel are 16 bits of bytes.
+  return {std::min(first * 3 / 4, kMaxPanelBytes), std::min(first * 7 / 8, int64_t(1) << 16),
+          std::max(second, int64_t(256) * 1024) / 2};
 }
 
 const Kernels* kernels_of(int level) {
@@ -59,6 +63,7 @@ struct Shares {
   const Job* job;
   int64_t tokens, count;
   bool by_tokens, token_kernel;
+  std::atomic<bool>* out_of_memory;
 };
 
 void run_share(void* shares, size_t id) {
@@ -67,7 +72,11 @@ void run_share(void* shares, size_t id) {
   const int64_t vectors = s.job->geometry.vectors;
   const Range tokens = s.by_tokens ? cut(s.tokens) : Range{0, s.tokens};
   const Range rows = s.by_tokens ? Range{0, vectors} : cut(vectors);
-  (s.token_kernel ? run_tokens : run_rows)(*s.job, tokens, rows);
+  try {
+    (s.token_kernel ? run_tokens : run_rows)(*s.job, tokens, rows);
+  } catch (const std::bad_alloc&) {  // it must leave neither a thread of the team nor the C interface
+    s.out_of_memory->store(true);
+  }
 }
 
 int64_t useful_threads(const Job& job, int64_t tokens, int64_t threads) {
@@ -103,8 +112,9 @@ int linear(const uint8_t* stream, int64_t nbytes, const float* x, const float* b
   if (!read_header(stream, nbytes, &job.geometry)) return 1;
   if (job.geometry.pattern.rows != rows || job.geometry.pattern.cols != cols) return 1;
   if (!job.kernels) return 2;
+  std::atomic<bool> out_of_memory{false};
   Shares shares = {&job, tokens, useful_threads(job, tokens, team.threads), false,
-                   runs_tokens(job, tokens, kernel, level)};
+                   runs_tokens(job, tokens, kernel, level), &out_of_memory};
   // Tokens cut no panel work in two; row vectors make every thread copy all activations, so only for few tokens: the
   // token kernel needs its largest blocks.
   const int64_t block = shares.token_kernel ? int64_t(kMaxVectors) * job.kernels->tokens.width : 32;
@@ -113,7 +123,7 @@ int linear(const uint8_t* stream, int64_t nbytes, const float* x, const float* b
     team.run(team.pool, int(shares.count), run_share, &shares);
   else
     run_share(&shares, 0);
-  return 0;
+  return out_of_memory ? 4 : 0;
 }
 
 extern "C" {

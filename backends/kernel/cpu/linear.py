@@ -66,6 +66,10 @@ def run(
     """`stream_linear` with a given thread count and level, on plain CPU tensors."""
     if x.dtype is not torch.float32 or not x.is_cpu:
         raise TypeError(f"the CPU kernels run float32 on the CPU; found {x.dtype} on {x.device}: convert x first")
+    if not stream.is_cpu or stream.dtype is not torch.uint8 or not stream.is_contiguous():
+        raise TypeError(
+            f"expected a stream of bytes on the CPU, found {stream.dtype} on {stream.device}: load it again"
+        )
     x = x.contiguous()
     if activation not in _ACTIVATIONS or kernel not in _KERNELS:
         expected = f"one of {', '.join(_ACTIVATIONS)}, and one of {', '.join(_KERNELS)}"
@@ -89,6 +93,8 @@ def run(
     )  # fmt: skip
     if code == 2:
         raise RuntimeError(f"this processor cannot run the {chosen} kernels")
+    if code == 4:
+        raise MemoryError(f"no memory for the panels of {tokens} x {shape[-1]} activations; pass fewer at once")
     if code:
         *_, rows, stream_cols, _ = describe(stream)
         found = f"out_features {out_features}, in_features {shape[-1]}"

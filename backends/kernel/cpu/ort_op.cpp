@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 #include <thread>
 
@@ -171,6 +172,7 @@ void compute(const Kernel& kernel, ort::KernelContext* context) {
   const int failed = linear(kernel.stream[0].bytes, kernel.nbytes, api.data<const float>(x), api.data<const float>(bias),
                             api.data<float>(y), tokens, kernel.rows, kernel.cols, kNone, 0,
                             {kernel.threads, run_on_pool, &pool}, kernel.level);
+  if (failed == 4) throw std::bad_alloc();
   if (failed) throw Error{"the kernel refused its own stream, code " + std::to_string(failed)};
 }
 

@@ -79,6 +79,11 @@ def test_no_threads_are_refused_for_int8(threads: int) -> None:
         int8.run(random(2, COLS), packed, None, ROWS, threads, library.supported()[0])
 
 
+def test_a_stream_that_was_moved_is_refused(stream: Tensor) -> None:
+    with pytest.raises(TypeError, match=r"stream of bytes on the CPU, found torch\.uint8 on meta"):
+        stream_linear(random(2, COLS), stream.to("meta"), None, ROWS)
+
+
 def test_a_number_is_no_row_of_activations(stream: Tensor) -> None:
     with pytest.raises(ValueError, match=r"x \(\.\.\., in_features\)"):
         stream_linear(torch.tensor(1.0), stream, None, ROWS)

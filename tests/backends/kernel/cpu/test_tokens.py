@@ -71,6 +71,9 @@ def test_threads_share_tokens_or_rows(make_layout, level: library.Level, threads
         assert torch.equal(one, run(x[:tokens], stream, None, 200, threads, level, "none", "tokens"))
 
 
+ROUNDING = 2.0**-24  # of one fp32 operation
+
+
 def repeated(nbytes: int, period: int) -> tuple[int, Tensor]:
     """An address range of `nbytes` that shows the same `period` bytes of memory again and again, and those bytes."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -95,14 +98,16 @@ def test_more_than_two_to_the_31_elements(make_layout, rows: int, cols: int, ker
     # last 256 tokens wrote is left there.
     tokens, part = 32769, 256
     layout = make_layout("1:4", rows, cols, 0)
-    stream, expected = pack(layout), decompress(layout)[0].T
+    stream, weight = pack(layout), decompress(layout)[0].double()
     y_at, y = repeated(tokens * rows * 4, part * rows * 4)
     x_at, x = repeated(tokens * cols * 4, part * cols * 4)
-    x.normal_()
+    x.normal_(generator=torch.Generator().manual_seed(0))
     level = len(library.supported()) - 1
     code = library.library().sparsec_linear(
         stream.data_ptr(), stream.numel(), x_at, None, y_at, tokens, rows, cols, 0, kernel, 1, level,
     )  # fmt: skip
 
     assert code == 0
-    assert torch.allclose(y.view(part, rows), x.view(part, cols) @ expected, atol=1e-3)
+    taken = x.view(part, cols).double()
+    bound = (cols // 4 + 2) * ROUNDING * (taken.abs() @ weight.abs().T)  # as in test_linear.py: proven, not measured
+    assert bool(((y.view(part, rows) - taken @ weight.T).abs() <= bound).all())
