@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sparsec")
 _MISSING = "the library for onnxruntime was not built: install a C++ compiler and reinstall sparsec"
-THREADS = "sparsec.threads"  # the session entry; it also marks options that the library is registered in
+THREADS = "sparsec.threads"  # the session entry that tells the operator its pool size
+_REGISTERED = "sparsec.registered"  # marks options that the library is registered in
 
 
 def library() -> Path:
@@ -66,16 +67,18 @@ def _found() -> list[Path]:
 
 
 def _register(options: SessionOptions) -> None:
-    if _is_registered(options):
+    if _entry(options, _REGISTERED):
         return
     # 0 is onnxruntime's own choice: a thread for each core it may use.
     threads = options.intra_op_num_threads or len(os.sched_getaffinity(0))
-    options.add_session_config_entry(THREADS, str(threads))
+    if not _entry(options, THREADS):
+        options.add_session_config_entry(THREADS, str(threads))
+    options.add_session_config_entry(_REGISTERED, "1")
     options.register_custom_ops_library(str(library()))
 
 
-def _is_registered(options: SessionOptions) -> bool:
+def _entry(options: SessionOptions, key: str) -> str:
     try:
-        return bool(options.get_session_config_entry(THREADS))
+        return str(options.get_session_config_entry(key))
     except RuntimeError:  # no such entry
-        return False
+        return ""

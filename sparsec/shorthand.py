@@ -70,7 +70,7 @@ def targets_of(pattern: str | None, layer: list[str] | None, ignore: list[str] |
 
 def token_counts(text: str) -> tuple[int, ...]:
     """`1,32,128` as numbers."""
-    counts = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
+    counts = [int(part) if part.strip().isascii() and part.strip().isdigit() else 0 for part in text.split(",")]
     if min(counts) < 1:
         raise UsageError(f"--tokens {text!r}: expected numbers from 1 up, such as 1,32,128")
     return tuple(dict.fromkeys(counts))

@@ -406,3 +406,16 @@ def test_the_stand_in_for_a_weight_answers_as_the_weight_would(attached: Residua
     assert torch.equal(dense[1:3], weight[1:3])
     assert 5 == layer.reads
     assert "SparseLinear(in_features=5, out_features=8, bias=True)" == repr(layer)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda layer: layer.weight.mul_(0),
+        lambda layer: nn.init.zeros_(layer.weight),
+        lambda layer: setattr(layer.weight, "data", torch.zeros(1)),
+    ],
+)
+def test_writing_a_packed_weight_is_refused_because_it_would_be_lost(attached: Residual, write: Any) -> None:
+    with pytest.raises(UsageError, match="its weight cannot be written"):
+        write(attached.up)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from sparsec.cost import DENSE
@@ -55,3 +57,9 @@ def test_a_site_that_stays_dense_keeps_its_time_and_its_activation() -> None:
 
 def test_nothing_sparse_changes_nothing() -> None:
     assert 1.0 == predict(SURVEY, PROFILE, {}, seconds).speed
+
+
+def test_sites_that_noise_hides_are_taken_call_by_call() -> None:
+    hidden = dataclasses.replace(PROFILE, rest=PROFILE.seconds)
+
+    assert 1.0 < predict(SURVEY, hidden, {"A": SPARSE, "B": SPARSE}, seconds).speed

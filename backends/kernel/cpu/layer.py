@@ -84,16 +84,22 @@ class SparseLinear(nn.Module):
 
 
 _FOR_INFERENCE = "an attached layer is for inference"
+_DETACH = "sparsec.detach(model), change the dense model, compile and attach again"
 
 
 class PackedWeight:
     """A stand-in for a layer's weight: `weight.dtype` costs nothing, `weight @ x` unpacks."""
 
     dtype, device, requires_grad = torch.float32, torch.device("cpu"), False
+    shape: torch.Size
+    _layer: SparseLinear
 
     def __init__(self, layer: SparseLinear) -> None:
-        self._layer = layer
-        self.shape = torch.Size(layer.view.parameter)
+        object.__setattr__(self, "_layer", layer)
+        object.__setattr__(self, "shape", torch.Size(layer.view.parameter))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise UsageError(f"{_FOR_INFERENCE}, and its weight cannot be written (.{name}): {_DETACH}")
 
     def unpack(self) -> Tensor:
         """The dense weight, counted as a read."""
@@ -103,6 +109,7 @@ class PackedWeight:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        _refuse_in_place(name)
         return getattr(self.unpack(), name)
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -113,5 +120,12 @@ class PackedWeight:
 
     @classmethod
     def __torch_function__(cls, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        _refuse_in_place(getattr(function, "__name__", ""))
         args, kwargs = _pytree.tree_map_only(cls, cls.unpack, (args, kwargs or {}))
         return function(*args, **kwargs)
+
+
+def _refuse_in_place(name: str) -> None:
+    """What writes into an unpacked copy would be lost in silence: torch ends such names with one underscore."""
+    if name.endswith("_") and not name.endswith("__"):
+        raise UsageError(f"{_FOR_INFERENCE}, and its weight cannot be written ({name}): {_DETACH}")
