@@ -108,6 +108,11 @@ def _check_request(recipe: Recipe, out: Path, options: Options) -> list[Backend]
                 f"backend {one.name} stores {' or '.join(one.stores)} weights, found --values {recipe.values}; "
                 f"leave {one.name} out of --backend, or leave out --values"
             )
+    if recipe.values == "int8" and (recipe.drop_slow or recipe.tokens):
+        raise UsageError(
+            f"{'--drop-slow' if recipe.drop_slow else '--tokens'} compares with a dense kernel, and none computes what "
+            "int8 weights do (their activations are rounded too); leave it out, or use --values bf16"
+        )
     names = [one.name for one in chosen]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"backend {twice} is asked for twice, with different options; an artifact holds it once")

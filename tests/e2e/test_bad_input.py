@@ -52,6 +52,12 @@ def test_a_pattern_that_cannot_be(pattern: str) -> None:
     assert pattern in refuse(2, "compile", "demo:minilm", "--pattern", pattern, "-o", "x")
 
 
+@pytest.mark.parametrize("option", [("--drop-slow",), ("--tokens", "1-512")])
+def test_int8_weights_have_no_dense_kernel_to_choose(model: str, option: tuple[str, ...]) -> None:
+    said = refuse(2, "compile", model, "--pattern", "4:2:4", "--values", "int8", *option, "-o", "x")
+    assert f"{option[0]} compares with a dense kernel" in said
+
+
 def test_a_model_path_that_is_not_there() -> None:
     assert "no folder here" in refuse(2, "compile", "/nowhere/at/all", "--pattern", "2:4", "-o", "x")
 
