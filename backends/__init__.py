@@ -5,5 +5,6 @@ if __name__ != "sparsec.backends":
 
 TABLE = {
     "kernel": "sparsec.backends.kernel.backend:KernelBackend",
+    "hf": "sparsec.backends.hf.backend:HfBackend",
     "onnx": "sparsec.backends.onnx.backend:OnnxBackend",
 }

@@ -4,7 +4,9 @@ if __name__ != "sparsec.passes":
     raise ImportError("passes/ is imported as sparsec.passes; install the project (make dev) and import that")
 
 TABLE = {
+    "choose-vm": "sparsec.passes.choose_vm:ChooseVM",
     "mask": "sparsec.passes.mask:Mask",
+    "oneshot": "sparsec.passes.oneshot:Oneshot",
     "freeze": "sparsec.passes.freeze:Freeze",
     "lower": "sparsec.passes.lower:Lower",
 }

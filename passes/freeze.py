@@ -8,8 +8,10 @@ from typing import ClassVar
 import torch
 
 from sparsec import _fx
+from sparsec.errors import PassError
 from sparsec.pipeline import Context, Equivalence, Note, Pass, PassResult
 from sparsec.program import Program
+from sparsec.sites import Site
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Freeze(Pass):
     1. Weights that are not kept become +0.0, whatever they were.
     2. A tied weight is folded once and all its users are rewired.
     3. A site without mask is left alone and reported.
+    4. What is left must be what the site's selection keeps, or the pass raises: tables are written from it.
     """
 
     name: ClassVar[str] = "freeze"
@@ -35,7 +38,18 @@ class Freeze(Pass):
                 continue
             mask = site.view.to_matrices(_fx.get_tensor(program.module, site.mask))
             weight = site.read(program.module)
-            site.write(program.module, torch.where(mask, weight, 0.0))  # rule 1
+            folded = torch.where(mask, weight, 0.0)
+            _check(site, folded)  # rule 4
+            site.write(program.module, folded)  # rule 1
             _fx.remove_mask(program.module, site.mask)  # rule 2
             changed.append(site.replace(mask=None))
         return PassResult(program.with_sites(changed), tuple(notes))
+
+
+def _check(site: Site, weight: torch.Tensor) -> None:
+    if site.pattern is None or site.selection is None:
+        return
+    if found := site.pattern.violations_of(weight, site.selection).first:
+        raise PassError(
+            f"pass freeze: {site.name}: its mask is not that of its selection of {site.pattern}: {found[0]}"
+        )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
 from sparsec import _fx
 from sparsec.columns import Solver
 from sparsec.errors import PatternError, RecipeError
+from sparsec.oneshot.engine import prune
+from sparsec.oneshot.scores import SCORES, Normalise, Score, normalised
+from sparsec.oneshot.solving import Method
 from sparsec.pipeline import Context, Equivalence, Note, Pass, PassResult
 from sparsec.program import Program
 from sparsec.sites import Site
@@ -23,6 +27,8 @@ class Mask(Pass):
     2. A tied weight is masked once, for all its users.
     3. A site that is masked already is left alone; an excluded one is reported with its reason.
     4. The retained score, the share of the summed score that is kept, is recorded for every site.
+    5. A site that is selected already, by a pass that changed its weights, gets the mask of that selection.
+    6. A score that looks at inputs takes them from calibration data, with the layers before already masked.
     """
 
     name: ClassVar[str] = "mask"
@@ -33,9 +39,11 @@ class Mask(Pass):
 
     pattern: str = ""
     """Pattern for all sites not excluded, where none was set by targets."""
-    score: Literal["magnitude"] = "magnitude"
+    score: Score = "magnitude"
     columns: Solver = "greedy"
     """How a V:N:M block's 4 columns are chosen."""
+    normalise: Normalise = "none"
+    """What is done to each row's scores before V rows are summed."""
 
     def run(self, program: Program, ctx: Context) -> PassResult:
         sites = program.sites
@@ -44,29 +52,47 @@ class Mask(Pass):
                 raise RecipeError("pass mask: no site has a pattern; set targets, or write mask{pattern=64:2:5}")
             sites = sites.with_targets({"*": self.pattern})  # rule 1
         program = program.replace(sites=sites)
-        notes, changed = [], []
+        wanted = [site for site in sites if site.pattern is not None and not site.mask]
+        notes = tuple(Note(site.name, _why(site)) for site in sites if site not in wanted)  # rule 3
+        chosen = [site for site in wanted if site.selection is not None]  # rule 5
+        chosen += self._choose(program, [site for site in wanted if site.selection is None], ctx)
+        changed = [_insert(program, site) for site in chosen]
+        return PassResult(program.with_sites(changed), notes, {"masked": len(changed)})
+
+    def _choose(self, program: Program, sites: Sequence[Site], ctx: Context) -> Iterator[Site]:
+        """The sites with their selections."""
+        if SCORES[self.score].needs != "nothing" and sites:
+            method = Method("none", self.score, self.columns, self.normalise)
+            batches = ctx.calibration(self.name).batches
+            found = prune(program.clone(), sites, batches, method, ctx.seed, ctx.progress)  # rule 6
+            if found.unreached:
+                raise PatternError(f"{found.unreached[0]}: no calibration sample reaches it; score it by magnitude")
+            yield from found.sites.values()
+            return
         for done, site in enumerate(sites):
             ctx.progress("mask", done, len(sites))
-            if site.pattern is None or site.mask:
-                notes.append(Note(site.name, _why(site)))  # rule 3
-                continue
-            changed.append(self._mask(program, site))
-        return PassResult(program.with_sites(changed), tuple(notes), {"masked": len(changed)})
+            yield self._by_magnitude(program, site)
 
-    def _mask(self, program: Program, site: Site) -> Site:
+    def _by_magnitude(self, program: Program, site: Site) -> Site:
         assert site.pattern is not None
         weight = site.read(program.module)
-        if not bool(torch.isfinite(weight).all()):
+        if not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
             raise PatternError(f"{site.name}: the weight holds NaN or Inf; repair the checkpoint before pruning it")
-        score = weight.abs()
+        score = normalised(weight.abs(), self.normalise)
         selection = site.pattern.project(score, self.columns)
         mask = site.pattern.mask(selection, site.shape[2])
-        name = f"{site.name}_mask"
-        _fx.set_tensor(program.module, name, site.view.to_parameter(mask))
-        _fx.insert_mask(program.module, site, name)  # rule 2
         total = float(score.sum(dtype=torch.float64))
-        retained = float(score[mask].sum(dtype=torch.float64)) / total if total else 1.0  # rule 4
-        return site.replace(mask=name, selection=selection, retained=retained)
+        retained = float((score * mask).sum(dtype=torch.float64)) / total if total else 1.0  # rule 4
+        return site.replace(selection=selection, retained=retained)
+
+
+def _insert(program: Program, site: Site) -> Site:
+    assert site.pattern is not None and site.selection is not None
+    name = f"{site.name}_mask"
+    mask = site.pattern.mask(site.selection, site.shape[2])
+    _fx.set_tensor(program.module, name, site.view.to_parameter(mask))
+    _fx.insert_mask(program.module, site, name)  # rule 2
+    return site.replace(mask=name)
 
 
 def _why(site: Site) -> str:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec import benchmark, quality, registry, store, timing
+from sparsec import benchmark, data, mapping, quality, registry, resuming, sources, store, timing
 from sparsec.artifact import Artifact, verify_folder
 from sparsec.backend import CHECK_FILE, FORMAT, Backend, CheckData
 from sparsec.cost import TokenRange
 from sparsec.description import card, describe, describe_quality, describe_values
 from sparsec.errors import UsageError, VerificationError
 from sparsec.normal_form import Dynamic
-from sparsec.pipeline import Context, PassManager, Progress, no_progress, relative_difference
+from sparsec.pipeline import Context, PassManager, PassReport, Progress, no_progress, relative_difference
 from sparsec.program import Program
-from sparsec.recipe import DEFAULT_PASSES, Recipe, make_backend
+from sparsec.recipe import DEFAULT_PASSES, DTYPES, WITH_DATA, WITHOUT_DATA, Dtype, Recipe, make_backend
+from sparsec.sources import GIVEN
 from sparsec.tracing import trace
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from sparsec.models import Loaded
 
 _STAGES = 6
+_COMPARED_BYTES = 1 << 30  # of a model that is pruned by magnitude too, to compare
 _DROP_TOKENS = "1-512"  # what --drop-slow looks at where no range was declared
 
 
@@ -41,6 +44,8 @@ class Options:
     allow_dense: bool = False
     """Accept sites that are neither sparse nor excluded with a reason."""
     measure_speed: bool = True
+    resume: bool = False
+    """Go on with the work that an interrupted compile of the same recipe to the same place left."""
     progress: Progress = field(default=no_progress)
 
 
@@ -55,40 +60,55 @@ def compile(
     passes: str = DEFAULT_PASSES,
     backends: Sequence[str] = ("kernel",),
     values: Values = "fp32",
+    dtype: Dtype = "fp32",
     seed: int = 0,
     dynamic: Dynamic | None = None,
+    calibration: str | Iterable[Mapping[str, Tensor]] | None = None,
+    num_calibration_samples: int = data.SAMPLES,
+    max_seq_length: int = data.LENGTH,
+    text_columns: Sequence[str] = (),
     options: Options | None = None,
 ) -> Artifact:
     """Compile a model to an artifact folder and prove it. Returns the opened artifact.
 
     `model`: a module, with `example_inputs` by name or position, or MODEL text as on the command line. `pattern` goes
     to every site that is not excluded; `targets` (selector -> pattern or `ignore`) adds to it or replaces it.
-    `values`: how sparse weights are stored; bf16 and int8 are smaller and faster, and rounded.
+    `values`: how sparse weights are stored; bf16 and int8 are smaller and faster, and rounded. `dtype`: what a Hugging
+    Face model that is named by text is loaded in. `calibration`: for passes that look at activations, DATA text as on
+    the command line (then the three options after it count), or input dicts, whose content the recipe names by hash.
     Raises a SparsecError whose text says what was found, expected and to do; `out` is then untouched.
     """
     from sparsec.models import Loaded
 
     goals = {**({"*": pattern} if pattern else {}), **(targets or {})}
     name = model if isinstance(model, str) else type(model).__name__
-    data: dict[str, Any] = {"model": name, "targets": goals, "include": include, "passes": passes}
-    data |= {"backends": backends, "values": values, "seed": seed}
-    recipe, options = Recipe.from_data(data), options or Options()
+    given = None if calibration is None or isinstance(calibration, str) else data.given(calibration)
+    fields: dict[str, Any] = {"model": name, "targets": goals, "include": include, "passes": passes}
+    fields |= {"backends": backends, "values": values, "dtype": dtype, "seed": seed}
+    fields |= {"calib": f"{GIVEN}{given.sha256}" if given else calibration or "", "text_columns": text_columns}
+    fields |= {"num_calibration_samples": num_calibration_samples, "max_seq_length": max_seq_length}
+    recipe, options = Recipe.from_data(fields), options or Options()
     if isinstance(model, str):
-        return compile_recipe(recipe, Path(out), options)
+        return compile_recipe(recipe, Path(out), options, given)
     if example_inputs is None:
         raise UsageError("compile: a module needs example_inputs, tensors by name or by position")
     _check_request(recipe, Path(out), options)
     program = trace(model, example_inputs, dynamic, origin={"model": name})
-    return _compile(Loaded(program, (program.inputs,), "the example inputs"), recipe, Path(out), options)
+    loaded = Loaded(program, (program.inputs,), "the example inputs", data.Tools(given=given))
+    return _compile(loaded, recipe, Path(out), options)
 
 
-def compile_recipe(recipe: Recipe, out: Path, options: Options) -> Artifact:
-    """Compile what a recipe says. See `compile`."""
+def compile_recipe(
+    recipe: Recipe, out: Path, options: Options, calibration: data.Calibration | None = None
+) -> Artifact:
+    """Compile what a recipe says; `calibration` takes the place of the data it names. See `compile`."""
     from sparsec.models import load_model
 
     _check_request(recipe, out, options)
     options.progress("tracing", 0, _STAGES)
-    return _compile(load_model(recipe.model, recipe.seed, options.trust), recipe, out, options)
+    loaded = load_model(recipe.model, recipe.seed, options.trust, recipe.dtype)
+    loaded = dataclasses.replace(loaded, tools=dataclasses.replace(loaded.tools, given=calibration))
+    return _compile(loaded, recipe, out, options)
 
 
 def _check_request(recipe: Recipe, out: Path, options: Options) -> list[Backend]:
@@ -98,7 +118,9 @@ def _check_request(recipe: Recipe, out: Path, options: Options) -> list[Backend]
     for text in recipe.targets.values():
         if text != "ignore":
             Pattern.parse(text)
-    PassManager.parse(recipe.passes).check_order({"traced"})
+    if recipe.passes:
+        PassManager.parse(recipe.passes).check_order({"traced"})
+    sources.check(recipe.calib)
     chosen = [make_backend(text) for text in dict.fromkeys(recipe.backends)]
     for one in chosen:
         if reason := one.unavailable():
@@ -108,6 +130,11 @@ def _check_request(recipe: Recipe, out: Path, options: Options) -> list[Backend]
                 f"backend {one.name} stores {' or '.join(one.stores)} weights, found --values {recipe.values}; "
                 f"leave {one.name} out of --backend, or leave out --values"
             )
+    if recipe.values != "fp32" and recipe.dtype != "fp32":
+        raise UsageError(
+            f"--values {recipe.values} rounds the sparse weights of a float32 model; with --dtype {recipe.dtype} they "
+            "are stored as they are: leave one of the two out"
+        )
     if recipe.values == "int8" and (recipe.drop_slow or recipe.tokens):
         raise UsageError(
             f"{'--drop-slow' if recipe.drop_slow else '--tokens'} compares with a dense kernel, and none computes what "
@@ -123,20 +150,52 @@ def _check_request(recipe: Recipe, out: Path, options: Options) -> list[Backend]
 
 
 def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Artifact:
-    backends, dense = _check_request(recipe, out, options), loaded.program
+    backends = _check_request(recipe, out, options)
+    _check_program(loaded.program, recipe, backends)
+    with resuming.working(
+        out, resuming.key_of(loaded.program, recipe.model_dump(mode="json")), options.resume
+    ) as workdir:
+        return _compile_in(workdir, backends, loaded, recipe, out, options)
+
+
+def _check_program(program: Program, recipe: Recipe, backends: Sequence[Backend]) -> None:
+    """All that can be refused before the first pass."""
+    for one in backends:
+        if reason := one.refuses(program):
+            raise UsageError(f"backend {one.name} cannot write this model: {reason}")
+    types = {str(parameter.dtype) for parameter in program.module.parameters() if parameter.is_floating_point()}
+    if recipe.dtype != "fp32" and (wanted := f"torch.{DTYPES[recipe.dtype]}") not in types:
+        raise UsageError(
+            f"--dtype {recipe.dtype} is for Hugging Face models, which are loaded in it; {recipe.model} is traced "
+            f"as it is, with {', '.join(sorted(types)).replace('torch.', '')} weights: cast it to {wanted} before"
+        )
+
+
+def _compile_in(
+    workdir: Path, backends: Sequence[Backend], loaded: Loaded, recipe: Recipe, out: Path, options: Options
+) -> Artifact:
+    dense = loaded.program
     program = dense.replace(sites=dense.sites.with_targets(recipe.targets, recipe.include)) if recipe.targets else dense
     if recipe.drop_slow:
         program, recipe = _drop_slow(program, recipe, backends[0], options)
     options.progress("pruning", 1, _STAGES)
-    context = Context(recipe.seed, cost=backends[0].cost)
+    samples = data.Deferred(dense, loaded.tools, recipe.data_request())
+    resources = {"calibration": samples, "backend": backends[0], "values": recipe.values}
+    context = Context(recipe.seed, resources=resources, cost=backends[0].cost, workdir=workdir)
+    recipe = _with_passes(recipe, samples.available, options)
     program, reports = PassManager.parse(recipe.passes).run_reported(program, context)
+    recipe = _resolved(recipe, reports)
     _check_pruned(program, options)
     tokens = TokenRange.parse(recipe.tokens) if recipe.tokens else None
     if tokens:
         _calibrate(backends, program, recipe, options)
     options.progress("measuring quality", 2, _STAGES)
     measured = _measure_quality(program, dense, loaded, options)
+    mapping.release(*dense.module.parameters())
     manifest = describe(program, recipe, measured, loaded.samples_are)
+    manifest |= samples.describe()
+    if magnitude := _by_magnitude(program, dense, reports, loaded):
+        manifest["quality"]["magnitude"] = magnitude
     manifest["passes"] = [{"pass": r.text, "seconds": round(r.seconds, 3), **r.data} for r in reports]
     dense_bytes = sum(p.nbytes for p in dense.module.parameters())
     with store.writing(out, options.force) as folder:
@@ -197,6 +256,28 @@ def _drop_slow(program: Program, recipe: Recipe, backend: Backend, options: Opti
     return program.with_sites(dropped), recipe.model_copy(update={"targets": targets, "drop_slow": False})
 
 
+def _with_passes(recipe: Recipe, has_data: bool, options: Options) -> Recipe:
+    """The recipe with its default passes named: those that need calibration data where there is some."""
+    if recipe.passes:
+        return recipe
+    passes = WITH_DATA if has_data else WITHOUT_DATA
+    if has_data and options.allow_dense:
+        passes += "{unreached=dense}"
+    return recipe.model_copy(update={"passes": passes})
+
+
+def _resolved(recipe: Recipe, reports: Sequence[PassReport]) -> Recipe:
+    """The recipe with the targets that passes chose in place of those passes: it replays without choosing again."""
+    chosen = [report for report in reports if "targets" in report.data]
+    if not chosen:
+        return recipe
+    targets: dict[str, str] = {}
+    for report in chosen:
+        targets |= report.data["targets"]
+    passes = " | ".join(report.text for report in reports if report not in chosen)
+    return recipe.model_copy(update={"targets": targets | recipe.targets, "passes": passes})  # what was asked for wins
+
+
 def _check_pruned(program: Program, options: Options) -> None:
     if program.facts & {"masked", "lowered"} or "frozen" not in program.facts:
         raise UsageError(
@@ -222,6 +303,19 @@ def _measure_quality(found: Any, dense: Program, loaded: Loaded, options: Option
             f"the model {measured.words}; --min-quality {options.min_quality} was asked for; nothing written"
         )
     return measured
+
+
+def _by_magnitude(
+    program: Program, dense: Program, reports: Sequence[PassReport], loaded: Loaded
+) -> dict[str, Any] | None:
+    """What plain magnitude pruning to the same patterns would have given, to compare with what calibration data gave."""
+    calibrated = any(report.text.partition("{")[0] == WITH_DATA for report in reports)
+    if not calibrated or sum(p.nbytes for p in dense.module.parameters()) > _COMPARED_BYTES:
+        return None
+    sites = [dense.sites[s.name].replace(pattern=s.pattern, excluded=s.excluded) for s in program.sites]
+    other = PassManager.parse(WITHOUT_DATA).run(dense.with_sites(sites))
+    found = quality.measure(other, dense, loaded.samples)
+    return {"cosine": found.cosine, "relative_error": found.relative_error, "embedding_cosine": found.embedding}
 
 
 def _measure_values(recipe: Recipe, stored: Any, masked: Program, samples: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsec.errors import UsageError
 from sparsec.layout import Values
-from sparsec.pipeline import Progress, no_progress
+from sparsec.pipeline import CLOSE_IN, Progress, no_progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FORMAT = "sparsec-artifact"
 CHECK_FILE = "check.safetensors"
 FP32_TOLERANCE = 1e-5  # of the largest output: reordered fp32 sums; the same bound that passes declared `close` obey
-BF16_TOLERANCE = 2e-2  # bf16 keeps 8 bits of a weight, 0.4 %; sums of many such errors grow slower than the sums do
+BF16_TOLERANCE = CLOSE_IN["bfloat16"]
 INT8_MARGIN = 2.0  # of what was measured: other sums in fp32 move a few activations to the next of 255 steps
 
 
@@ -81,6 +81,10 @@ class Backend(ABC):
 
     def unavailable(self) -> str | None:
         """None when the backend can emit and run here, else why not and what to install."""
+        return None
+
+    def refuses(self, program: Program) -> str | None:
+        """Why it cannot write this traced program and what to do, or None; asked before any pass runs."""
         return None
 
     def instruction_set(self) -> str | None:
@@ -166,6 +170,12 @@ class CheckData:
             kind, _, key = name.partition(":")
             parts[kind][key] = tensor
         return CheckData(parts["input"], parts["output"])
+
+
+def tolerance_of(program: Program) -> float:
+    """What reordered sums may change of a program's outputs, relative to the largest: by its coarsest parameters."""
+    types = {str(parameter.dtype).removeprefix("torch.") for parameter in program.module.parameters()}
+    return max((CLOSE_IN[name] for name in types & CLOSE_IN.keys()), default=FP32_TOLERANCE)
 
 
 def compare(name: str, found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> Check:

@@ -6,10 +6,13 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from sparsec.backend import BF16_TOLERANCE, FP32_TOLERANCE, INT8_MARGIN
+from sparsec import _fx
+from sparsec.backend import BF16_TOLERANCE, FP32_TOLERANCE, INT8_MARGIN, tolerance_of
 from sparsec.layout import VALUE_BYTES, Values, table_bytes
 
 if TYPE_CHECKING:
+    import torch
+
     from sparsec.program import Program
     from sparsec.quality import Quality
     from sparsec.recipe import Recipe
@@ -21,17 +24,17 @@ def describe(program: Program, recipe: Recipe, measured: Quality, samples_are: s
     graph = program.module.graph
     types = {node.target: node.meta["type"] for node in graph.nodes if node.op == "placeholder"}
     return {
-        "source": program.origin,
+        "source": {key: value for key, value in program.origin.items() if key != "folder"},  # the maker's own affair
         "recipe": recipe.model_dump(mode="json"),
         "inputs": [{"name": name, "type": types[name]} for name in program.inputs],
         "outputs": list(next(iter(reversed(graph.nodes))).args[0]),
         "dims": program.dims,
         "rows_per_item": rows_per_item(program),
         "quality": describe_quality(measured, samples_are),
-        "sites": [_describe_site(site, recipe.values) for site in program.sites],
+        "sites": [_describe_site(program, site, recipe.values) for site in program.sites],
         "exclusions": [{"name": e.name, "role": e.role, "reason": e.reason} for e in program.sites.exclusions],
         "values": {"type": recipe.values},
-        "tolerance": FP32_TOLERANCE,
+        "tolerance": tolerance_of(program),
     }
 
 
@@ -40,6 +43,7 @@ def describe_quality(measured: Quality, samples_are: str) -> dict[str, Any]:
     return {
         "cosine": measured.cosine,
         "relative_error": measured.relative_error,
+        "embedding_cosine": measured.embedding,
         "output": measured.output,
         "samples": samples_are,
         "words": measured.words,
@@ -57,8 +61,9 @@ def describe_values(values: Values, loss: Quality, difference: float) -> dict[st
     return {"values": {"type": values, **loses}, "tolerance": tolerance}
 
 
-def _describe_site(site: Site, values: Values) -> dict[str, Any]:
-    pattern = site.pattern
+def _describe_site(program: Program, site: Site, values: Values) -> dict[str, Any]:
+    pattern, dtype = site.pattern, _fx.get_tensor(program.module, site.name).dtype
+    value_bytes = dtype.itemsize if values == "fp32" else VALUE_BYTES[values]  # fp32: not rounded further
     return {
         "name": site.name,
         "role": site.role,
@@ -69,11 +74,17 @@ def _describe_site(site: Site, values: Values) -> dict[str, Any]:
         "words": pattern.words if pattern else None,
         "excluded": site.excluded,
         "retained": site.retained,
-        "values": values if pattern else None,
-        "nbytes_dense": 4 * site.shape[0] * site.shape[1] * site.shape[2],
-        "nbytes_sparse": table_bytes(pattern, site.shape, VALUE_BYTES[values]) if pattern else None,
+        "values": _stored(dtype, values) if pattern else None,
+        "nbytes_dense": dtype.itemsize * site.shape[0] * site.shape[1] * site.shape[2],
+        "nbytes_sparse": table_bytes(pattern, site.shape, value_bytes) if pattern else None,
         "verdicts": {},
     }
+
+
+def _stored(dtype: torch.dtype, values: Values) -> str:
+    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    name = str(dtype).removeprefix("torch.")
+    return names.get(name, name) if values == "fp32" else values
 
 
 def rows_per_item(program: Program) -> int:

@@ -9,6 +9,8 @@ Tables on disk, for a weight (batch, rows, cols) with groups = ceil(cols / M):
     V:N:M         columns uint8 (batch, ceil(rows / V), groups, 4), offset in the group
                   positions uint8 (batch, rows, bytes): 2 bits each, 2 a group
                   values float (batch, rows, groups, 2)
+    V:N:M@strip   the same, but columns int16 (batch, ceil(rows / V), groups, 4), column of the weight; int32 where
+                  cols > 32768. (Signed, because few tools read uint16.)
     unstructured  positions uint8 (batch, rows, ceil(cols / 8)), one bit a weight; values float (kept,), row by row
 Stored as bf16, values are bfloat16. Stored as int8, they are int8 in -127..127, and one more table goes with them:
                   scales float32 (batch, rows), the weight is value * scale; 0 for a row that keeps only zeros
@@ -22,8 +24,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sparsec.errors import ArtifactError, PatternError
-from sparsec.pattern import NM, VNM, Pattern, Unstructured
+from sparsec.pattern import NM, Pattern, SharedColumns, Strip, Unstructured
 from sparsec.selection import Selection
+from sparsec.selection_checks import check_indices
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 Values = Literal["fp32", "bf16", "int8"]
 """How stored values are rounded. fp32: not at all; a weight of another type is stored in that type."""
 VALUE_BYTES: dict[Values, int] = {"fp32": 4, "bf16": 2, "int8": 1}
+_INT16_COLUMNS = 1 << 15  # indices below it fit int16
 INT8_MAX = 127  # -128 is left out, so that a magnitude fits 7 bits and two products fit 16
 
 
@@ -55,7 +59,7 @@ class SparseLayout:
     def stored(self) -> str:
         """What the values are stored as: `fp32`, `bf16`, `int8`, or the name of another type."""
         name = str(self.values.dtype).removeprefix("torch.")
-        return {"float32": "fp32", "bfloat16": "bf16"}.get(name, name)
+        return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(name, name)
 
     @property
     def nbytes(self) -> int:
@@ -66,9 +70,12 @@ class SparseLayout:
         """The kept weights, with positions unpacked."""
         fields, bits = _fields(self.pattern, self.shape)
         positions = unpack_bits(self.positions, bits, fields)
-        if isinstance(self.pattern, (NM, VNM)):
+        if isinstance(self.pattern, (NM, SharedColumns)):
             positions = positions.unflatten(2, (-1, self.pattern.n))
-        return Selection(positions, self.columns)
+        columns = self.columns
+        if isinstance(self.pattern, Strip) and columns is not None:
+            columns = columns.int()
+        return Selection(positions, columns)
 
 
 def compress(weight: Tensor, pattern: Pattern, selection: Selection) -> SparseLayout:
@@ -85,7 +92,18 @@ def compress(weight: Tensor, pattern: Pattern, selection: Selection) -> SparseLa
     index, padding = kept_columns(pattern, selection, shape[2])
     values = weight.gather(2, index.flatten(2)).view(index.shape)
     values = values.masked_fill(padding, 0.0) + 0.0  # + 0.0 turns -0.0 into +0.0
-    return SparseLayout(pattern, shape, values, positions, selection.columns)
+    columns = selection.columns
+    if columns is not None:
+        columns = columns.to(_column_type(pattern, shape[2]))
+    return SparseLayout(pattern, shape, values, positions, columns)
+
+
+def _column_type(pattern: Pattern, cols: int) -> torch.dtype:
+    import torch
+
+    if not isinstance(pattern, Strip):
+        return torch.uint8
+    return torch.int16 if cols <= _INT16_COLUMNS else torch.int32
 
 
 def stored_as(layout: SparseLayout, values: Values) -> SparseLayout:
@@ -151,11 +169,10 @@ def kept_columns(pattern: Pattern, selection: Selection, cols: int) -> tuple[Ten
     import torch
 
     positions = selection.positions.long()
-    if isinstance(pattern, VNM):
+    if isinstance(pattern, SharedColumns):
         index = pattern.absolute_columns(selection, cols).gather(3, positions)
-        tail = cols - (pattern.groups(cols) - 1) * pattern.m
         padding = torch.zeros_like(index, dtype=torch.bool)
-        padding[:, :, -1] = positions[:, :, -1] >= tail
+        padding[:, :, -1] = positions[:, :, -1] >= pattern.real_slots(cols)
         return index, padding
     assert isinstance(pattern, NM)
     index = positions + torch.arange(positions.shape[2], device=positions.device)[:, None] * pattern.m
@@ -172,9 +189,9 @@ def validate(layout: SparseLayout, where: str) -> None:
     pattern, (batch, rows, cols) = layout.pattern, layout.shape
     fields, bits = _fields(pattern, layout.shape)
     expected: dict[str, tuple[int, ...]] = {"positions": (batch, rows, (fields * bits + 7) // 8)}
-    if isinstance(pattern, (NM, VNM)):
+    if isinstance(pattern, (NM, SharedColumns)):
         expected["values"] = (batch, rows, pattern.groups(cols), pattern.n)
-    if isinstance(pattern, VNM):
+    if isinstance(pattern, SharedColumns):
         expected["columns"] = (batch, pattern.strips(rows), pattern.groups(cols), 4)
     if layout.values.dtype == torch.int8:
         expected["scales"] = (batch, rows)
@@ -183,23 +200,17 @@ def validate(layout: SparseLayout, where: str) -> None:
         if table is None or tuple(table.shape) != shape:
             found = "nothing" if table is None else str(tuple(table.shape))
             raise ArtifactError(f"{where}: table {name} of {pattern} must have shape {shape}, found {found}")
-        if name not in ("values", "scales") and table.dtype != torch.uint8:
-            raise ArtifactError(f"{where}: table {name} must be uint8, found {table.dtype}")
+        integers = {"positions": torch.uint8, "columns": _column_type(pattern, cols)}
+        if name in integers and table.dtype != integers[name]:
+            wanted = str(integers[name]).removeprefix("torch.")
+            raise ArtifactError(f"{where}: table {name} must be {wanted}, found {table.dtype}")
     _validate_values(layout, where)
     selection = layout.selection()
     if isinstance(pattern, Unstructured):
         if layout.values.shape != (int(selection.positions.sum()),):
             raise ArtifactError(f"{where}: {tuple(layout.values.shape)} values do not match the bits that are set")
         return
-    positions = selection.positions.short()
-    slots = 4 if isinstance(pattern, VNM) else pattern.m  # type: ignore[attr-defined]
-    if bool((positions >= slots).any()) or bool((positions.diff(dim=3) <= 0).any()):
-        raise ArtifactError(f"{where}: positions must be ascending and below {slots}")
-    if isinstance(pattern, VNM):
-        _validate_columns(selection, pattern, cols, where)
-        tail = cols - (pattern.groups(cols) - 1) * pattern.m
-        if bool((positions[:, :, -1] >= max(tail, pattern.n)).any()):
-            raise ArtifactError(f"{where}: a position of the tail group names padding though real columns are left")
+    check_indices(pattern, selection, layout.shape, where)
     _, padding = kept_columns(pattern, selection, cols)
     if bool((layout.values[padding] != 0).any()):
         raise ArtifactError(f"{where}: a padding slot holds a value other than 0")
@@ -219,22 +230,6 @@ def _validate_values(layout: SparseLayout, where: str) -> None:
         raise ArtifactError(f"{where}: the scales must be finite float32 numbers, 0 or more")
 
 
-def _validate_columns(selection: Selection, pattern: VNM, cols: int, where: str) -> None:
-    assert selection.columns is not None
-    columns = selection.columns.short()
-    tail = cols - (pattern.groups(cols) - 1) * pattern.m
-    in_range = bool((columns < pattern.m).all()) and bool((columns[:, :, -1] < tail).all())
-    if not in_range:
-        raise ArtifactError(f"{where}: a column index is out of range: offsets must be below {pattern.m} (tail {tail})")
-    real = min(4, tail)
-    padded_ok = bool((columns[:, :, -1, real:] == tail - 1).all())
-    ascending = bool((columns[:, :, :-1].diff(dim=3) > 0).all()) and bool(
-        (columns[:, :, -1, :real].diff(dim=2) > 0).all()
-    )
-    if not (ascending and padded_ok):
-        raise ArtifactError(f"{where}: the columns of a block must be ascending")
-
-
 def table_bytes(pattern: Pattern, shape: tuple[int, int, int], value_bytes: int = 4) -> int:
     """Bytes of all tables of a weight of this shape, without building them. One byte a value is int8, with scales."""
     batch, rows, cols = shape
@@ -244,9 +239,9 @@ def table_bytes(pattern: Pattern, shape: tuple[int, int, int], value_bytes: int 
         others += 4 * batch * rows
     if isinstance(pattern, Unstructured):
         return others + value_bytes * batch * pattern.kept(rows, cols)
-    assert isinstance(pattern, (NM, VNM))
-    if isinstance(pattern, VNM):
-        others += batch * pattern.strips(rows) * pattern.groups(cols) * 4
+    assert isinstance(pattern, (NM, SharedColumns))
+    if isinstance(pattern, SharedColumns):
+        others += batch * pattern.strips(rows) * pattern.groups(cols) * 4 * _column_type(pattern, cols).itemsize
     return others + value_bytes * batch * rows * pattern.groups(cols) * pattern.n
 
 
@@ -254,7 +249,7 @@ def _fields(pattern: Pattern, shape: tuple[int, int, int]) -> tuple[int, int]:
     """How many positions a row has, and the bits of each."""
     if isinstance(pattern, Unstructured):
         return shape[2], 1
-    if isinstance(pattern, VNM):
+    if isinstance(pattern, SharedColumns):
         return pattern.groups(shape[2]) * pattern.n, 2
     if isinstance(pattern, NM):
         return pattern.groups(shape[2]) * pattern.n, (pattern.m - 1).bit_length()

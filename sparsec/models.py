@@ -6,18 +6,21 @@ program, a .pt2 file (with trust), or `demo:minilm`.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import math
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsec import store, text
+from sparsec.data import Tools
 from sparsec.errors import TraceError, UsageError
 from sparsec.program import FORMAT, Program
+from sparsec.recipe import DTYPES, Dtype
 from sparsec.tracing import from_exported, trace
 
 if TYPE_CHECKING:
@@ -37,12 +40,18 @@ class Loaded:
     samples: tuple[dict[str, Tensor], ...]
     samples_are: str
     """Where the samples come from, in words."""
+    tools: Tools = field(default_factory=Tools)
+    """What makes calibration data of text and pictures; empty where only a graph was given."""
 
 
-def load_model(spec: str, seed: int = 0, trust: bool = False) -> Loaded:
-    """Load and trace the model that `spec` names. Raises UsageError when there is none, TraceError when it fails."""
+def load_model(spec: str, seed: int = 0, trust: bool = False, dtype: Dtype = "fp32") -> Loaded:
+    """Load and trace the model that `spec` names. Raises UsageError when there is none, TraceError when it fails.
+
+    `dtype`: what Hugging Face models are loaded in; transformers leaves weights that are stored so in the mapped files.
+    Everything else comes in the types that it has.
+    """
     if spec == "demo:minilm":
-        return _from_hub(str(_minilm_folder()), spec, seed)
+        return _from_hub(str(_minilm_folder()), spec, seed, dtype)
     path = Path(spec)
     if path.suffix == ".pt2":
         return _from_pt2(path, trust, seed)
@@ -51,7 +60,7 @@ def load_model(spec: str, seed: int = 0, trust: bool = False) -> Loaded:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(f"{spec} has no config.json; expected a folder that transformers' save_pretrained wrote")
-        return _from_hub(spec, spec, seed)
+        return _from_hub(spec, spec, seed, dtype)
     if re.fullmatch(r"[\w.]+:\w+", spec):
         return _from_function(spec, seed)
     if path.exists() or not _HUB_ID.fullmatch(spec) or spec.startswith("."):
@@ -59,7 +68,7 @@ def load_model(spec: str, seed: int = 0, trust: bool = False) -> Loaded:
             f"MODEL {spec!r} is no folder here; expected a Hugging Face folder or hub id, package.module:function, "
             "a saved program, a .pt2 file, or demo:minilm"
         )
-    return _from_hub(spec, spec, seed)
+    return _from_hub(spec, spec, seed, dtype)
 
 
 def _minilm_folder() -> Path:
@@ -72,23 +81,27 @@ def _minilm_folder() -> Path:
     return Path(package.__file__ or "").parent / "model"
 
 
-def _from_hub(location: str, name: str, seed: int) -> Loaded:
-    model, tokenizer = _pretrained(location)
+def _from_hub(location: str, name: str, seed: int, dtype: Dtype) -> Loaded:
+    model, tokenizer = _pretrained(location, DTYPES[dtype])
     config: Any = model.config
     inputs = _example(model, tokenizer, location, seed)
+    inputs = {key: value.to(config.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
     dynamic = {key: _sizes(key, value) for key, value in inputs.items()}
     longest = _longest(model, getattr(config, "text_config", config))
     sizes = {size for axes in dynamic.values() for size in axes.values()} - {"batch"}
     limits = dict.fromkeys(sizes, longest) if longest else {}
-    origin = {"model": name, "config": _plain(config.to_diff_dict())}
+    origin = {"model": name, "folder": _folder(location), "config": _plain(config.to_diff_dict())}
     try:
         program = trace(model, inputs, dynamic, limits, origin)
     except TraceError as error:
         raise TraceError(f"{error}; as package.module:function only the batch varies") from error
+    vocabulary = int(getattr(getattr(config, "text_config", config), "vocab_size", None) or 0) or None
+    images = functools.partial(_image_processor, location) if "pixel_values" in inputs else None
+    tools = Tools(tokenizer, images, vocabulary)
     if tokenizer is not None and "input_ids" in inputs:
         encoded = text.batches(tokenizer, list(inputs), count=8, length=min(64, longest or 64))
-        return Loaded(program, encoded, "8 docstrings of the Python standard library, 64 tokens each")
-    return _with_random_samples(program, seed)
+        return Loaded(program, encoded, "8 docstrings of the Python standard library, 64 tokens each", tools)
+    return replace(_with_random_samples(program, seed), tools=tools)
 
 
 def _longest(model: nn.Module, config: Any) -> int | None:
@@ -101,7 +114,14 @@ def _longest(model: nn.Module, config: Any) -> int | None:
     return min((longest for longest in known if longest > 0), default=None)
 
 
-def _pretrained(location: str) -> tuple[nn.Module, Any]:
+def _folder(location: str) -> str:
+    """The folder on this machine: itself, or what the hub's cache holds of it."""
+    from transformers.utils import cached_file
+
+    return str(Path(cached_file(location, "config.json")).parent.absolute())
+
+
+def _pretrained(location: str, dtype: str) -> tuple[nn.Module, Any]:
     import transformers
     from safetensors import SafetensorError
 
@@ -121,7 +141,7 @@ def _pretrained(location: str) -> tuple[nn.Module, Any]:
             f"{location}: transformers {transformers.__version__} has no architecture {names[0]!r} (config.json)"
         )
     try:
-        model: nn.Module = cls.from_pretrained(location, config=config, dtype="float32")
+        model: nn.Module = cls.from_pretrained(location, config=config, dtype=dtype)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise UsageError(f"{location}: the weights cannot be loaded: {str(error).splitlines()[0]}") from error
     return model, _tokenizer(location, int(getattr(config, "vocab_size", 0) or 0))
@@ -138,6 +158,18 @@ def _tokenizer(location: str, vocabulary: int) -> Any:
         return None
     ids = tokenizer(text.passages()[0])["input_ids"]
     return tokenizer if len(set(ids)) > 8 and max(ids) < vocabulary else None
+
+
+def _image_processor(location: str) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(location)
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        raise UsageError(
+            f"{location}: its image processor (preprocessor_config.json) cannot be read: {str(error).splitlines()[0]}; "
+            "give whole inputs in Python, calibration=[inputs, ...]"
+        ) from error
 
 
 def _example(model: nn.Module, tokenizer: Any, location: str, seed: int) -> dict[str, Tensor]:

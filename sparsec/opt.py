@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsec import store
+from sparsec import sources, store
+from sparsec.data import Deferred, Request
 from sparsec.errors import UsageError
 from sparsec.models import load_model
 from sparsec.pipeline import CheckLevel, Context, Pass, PassManager, PassReport
@@ -41,13 +43,28 @@ class Dumps:
 
 
 def run_passes(
-    spec: str, text: str, ctx: Context, dumps: Dumps, check: CheckLevel, trust: bool, say: Say
+    spec: str,
+    text: str,
+    ctx: Context,
+    dumps: Dumps,
+    check: CheckLevel,
+    trust: bool,
+    say: Say,
+    samples: Request | None = None,
 ) -> tuple[Program, tuple[PassReport, ...]]:
-    """Load what `spec` names, run the passes of `text` on it, `say` the dumps. All that can be refused is, at once."""
+    """Load what `spec` names, run the passes of `text` on it, `say` the dumps. All that can be refused is, at once.
+
+    `samples`: the calibration data of passes that ask for it; None: the default.
+    """
+    samples = samples or Request(seed=ctx.seed)
+    sources.check(samples.source)
     manager = PassManager.parse(text)
     dumps.check(manager)
     manager.check_order(_facts(Path(spec)))
-    start = load_model(spec, ctx.seed, trust).program
+    loaded = load_model(spec, ctx.seed, trust)
+    start = loaded.program
+    calibration = Deferred(start, loaded.tools, samples)
+    ctx = dataclasses.replace(ctx, resources={"calibration": calibration, **ctx.resources})
     writer = _Writer(dumps, say, manager)
     result, reports = manager.run_reported(start, ctx, check, writer.before, writer.after)
     writer.finish(result)

@@ -1,15 +1,14 @@
-"""A bar plot of what `bench` measured; the only importer of matplotlib, which the extra `plot` installs."""
+"""Plots of what `bench` measured and of what `select` found; the only importer of matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec import machine
+from sparsec import machine, store
 from sparsec.benchmark import ratios, size_of, title
 from sparsec.errors import UsageError
 
@@ -30,9 +29,7 @@ def check_plot(path: Path) -> None:
         raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(_ENDINGS)}")
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib; install it with: pip install 'sparsec[plot]'")
-    folder = path.absolute().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise UsageError(f"--plot {path}: cannot be written; expected a file in a folder that is there and writable")
+    store.check_file(path, "--plot")
 
 
 def save_plot(result: Mapping[str, Any], path: Path) -> None:
@@ -57,6 +54,31 @@ def save_plot(result: Mapping[str, Any], path: Path) -> None:
         panels[0].legend(loc="lower left", bbox_to_anchor=(-0.01, 1.07), ncols=len(names), frameon=False)
         facts = "\n".join(textwrap.wrap(machine.line(result["machine"], counts), 130))
         figure.supxlabel(facts, x=0.012, ha="left", fontsize=8, color=_FAINT)
+        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+
+
+def save_front(found: Mapping[str, Any], model: str, path: Path) -> None:
+    """Draw what a choice of patterns loses over its budget: the points of `front`, and the choice itself."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    across, key = ("speed" if "speed" in found else "density"), found["figure"]["key"]
+    points = sorted((point[across], point[key]) for point in found["front"])
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sparsec", "font.size": 10}):
+        figure = Figure(figsize=(7, 4.2), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+        panel = figure.subplots()
+        panel.plot(*zip(*points, strict=True), color=_COLOURS[0], marker="o", markersize=4, label="other budgets")
+        panel.plot([found[across]], [found[key]], "D", color=_COLOURS[2], label="this choice")
+        panel.set_xlabel(
+            "times faster than dense, predicted" if across == "speed" else "share of the weights that stay"
+        )
+        panel.set_ylabel(found["figure"]["words"])
+        panel.set_ylim(bottom=0)
+        panel.set_title(model, loc="left", fontsize=12, fontweight="bold", color=_INK)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(color="#e5e5e5")
+        panel.legend(frameon=False)
         figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
 
 

@@ -14,6 +14,7 @@ from sparsec import _fx, graph, modes, store
 from sparsec.errors import ArtifactError, GraphError, UsageError
 from sparsec.pattern import Pattern
 from sparsec.selection import Selection
+from sparsec.selection_checks import check_selection
 from sparsec.sites import Exclusion, Site, SiteTable
 from sparsec.view import WeightView
 
@@ -218,5 +219,8 @@ def _site_from_json(entry: dict[str, Any], selections: dict[str, Tensor]) -> Sit
     for key in ("users", "aliases"):
         fields[key] = tuple(fields[key])
     axes, parameter = tuple(fields["view"].pop("axes")), tuple(fields["view"].pop("parameter"))
-    fields["view"] = WeightView(axes, parameter, **fields["view"])
-    return Site(**fields, pattern=Pattern.parse(pattern) if pattern else None, selection=selection)
+    fields["view"] = view = WeightView(axes, parameter, **fields["view"])
+    parsed = Pattern.parse(pattern) if pattern else None
+    if parsed and selection:
+        check_selection(parsed, selection, view.shape, name)
+    return Site(**fields, pattern=parsed, selection=selection)

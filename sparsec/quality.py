@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 FLOOR = 0.95
 """Below this cosine a model is said to need training: its outputs point elsewhere than the original's."""
+EMBEDDING_FLOOR = 0.80
+"""The same for the mean of an encoder's output vectors, in which what is wrong with single tokens partly cancels."""
+_HIDDEN = "last_hidden_state"  # what encoders of transformers call the vectors that embeddings are means of
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,20 @@ class Quality:
     """Mean over output vectors (the last dimension) of the cosine with the original's."""
     relative_error: float
     """||y - y0|| / ||y0||, Frobenius."""
+    embedding: float | None = None
+    """Mean over samples of the cosine of mean output vectors (sentence embeddings), for encoders of text."""
 
     @property
     def words(self) -> str:
         """The verdict in plain words."""
         if self.cosine >= FLOOR:
             return f"close to the dense original (cosine {self.cosine:.3f} on {self.output})"
+        if self.embedding is not None:
+            verdict = "needs training" if self.embedding < EMBEDDING_FLOOR else "changed; test it on your task"
+            return (
+                f"{verdict}: sentence embeddings have cosine {self.embedding:.3f} with the dense original's, single "
+                f"vectors {self.cosine:.3f} ({self.output}; below {EMBEDDING_FLOOR} embeddings are not usable as they are)"
+            )
         return (
             f"needs training: outputs have cosine {self.cosine:.3f} with the dense original's ({self.output}; "
             f"below {FLOOR} a model is not usable as it is)"
@@ -41,6 +52,7 @@ def measure(sparse: Callable[..., dict[str, Tensor]], dense: Program, samples: I
     import torch
 
     name, cosines, vectors, error, norm = "", 0.0, 0, 0.0, 0.0
+    embeddings: list[Tensor] = []
     with torch.no_grad():
         for inputs in samples:
             expected, found = dense(**inputs), sparse(**inputs)
@@ -52,5 +64,17 @@ def measure(sparse: Callable[..., dict[str, Tensor]], dense: Program, samples: I
             cosine = torch.nn.functional.cosine_similarity(y, y0, dim=-1)
             cosine = cosine.masked_fill((y == y0).all(-1), 1.0)  # zero vectors have no angle, but may be equal
             cosines, vectors = cosines + float(cosine.sum()), vectors + cosine.numel()
+            if name == _HIDDEN and y.dim() == 3 and "input_ids" in inputs:
+                mask = inputs.get("attention_mask")
+                pooled, pooled0 = _pooled(y, mask), _pooled(y0, mask)
+                embeddings.append(torch.nn.functional.cosine_similarity(pooled, pooled0, dim=-1))
             error, norm = error + float((y - y0).square().sum()), norm + float(y0.square().sum())
-    return Quality(name, cosines / max(vectors, 1), (error / max(norm, 1e-300)) ** 0.5)
+    embedding = float(torch.cat(embeddings).mean()) if embeddings else None
+    return Quality(name, cosines / max(vectors, 1), (error / max(norm, 1e-300)) ** 0.5, embedding)
+
+
+def _pooled(vectors: Tensor, mask: Tensor | None) -> Tensor:
+    """(batch, length, size) -> the mean over the tokens that are not masked, (batch, size)."""
+    weights = vectors.new_ones(vectors.shape[:2]) if mask is None else mask.to(vectors.dtype)
+    summed: Tensor = (vectors * weights[..., None]).sum(1)
+    return summed / weights.sum(1, keepdim=True).clamp(min=1)

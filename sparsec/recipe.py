@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pydantic
 
 from sparsec.cost import TokenRange
+from sparsec.data import LENGTH, SAMPLES, Request
 from sparsec.errors import PatternError, RecipeError, UsageError
 from sparsec.layout import Values
 from sparsec.pattern import Pattern
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
     from sparsec.backend import Backend
 
 _TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,{}|="\\]+)|([,{}|=]))')
-DEFAULT_PASSES = "mask | freeze"
+DEFAULT_PASSES = ""
+"""Decided when the model is loaded: WITH_DATA where there is calibration data for it, else WITHOUT_DATA."""
+WITH_DATA, WITHOUT_DATA = "oneshot", "mask | freeze"
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""As torch and transformers call them."""
 _SHORT = reprlib.Repr()  # aliases of aliases in YAML could be written out without end
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 
@@ -45,7 +51,8 @@ class Recipe(pydantic.BaseModel):
     passes: str = DEFAULT_PASSES
     backends: tuple[str, ...] = ("kernel",)
     """Names, with options in braces where a backend has some: `onnx{weights=packed}`."""
-    dtype: Literal["fp32"] = "fp32"
+    dtype: Dtype = "fp32"
+    """What a Hugging Face model is loaded as, before it is traced: a traced program is never cast."""
     values: Values = "fp32"
     """How the kernel backend stores sparse weights; passes work on `dtype`, and other backends store that."""
     tokens: str = ""
@@ -54,6 +61,12 @@ class Recipe(pydantic.BaseModel):
     drop_slow: bool = False
     """Leave sites dense that would run no faster sparse (at `tokens`, or 1-512); `compile` resolves it to targets."""
     seed: int = pydantic.Field(0, ge=0, lt=2**63)  # what torch's generators take
+    calib: str = ""
+    """DATA of the passes that look at activations; empty: docstrings of the standard library. See `sparsec.sources`."""
+    num_calibration_samples: int = pydantic.Field(SAMPLES, gt=0)
+    max_seq_length: int = pydantic.Field(LENGTH, gt=0)
+    text_columns: tuple[str, ...] = ()
+    """The column with the text, or two for pairs; empty: the usual names are looked for."""
 
     @pydantic.field_validator("targets")
     @classmethod
@@ -72,7 +85,7 @@ class Recipe(pydantic.BaseModel):
     @pydantic.field_validator("passes")
     @classmethod
     def _passes_parse(cls, text: str) -> str:
-        return " | ".join(map(str, parse_passes(text)))
+        return " | ".join(map(str, parse_passes(text))) if text else DEFAULT_PASSES
 
     @pydantic.field_validator("backends")
     @classmethod
@@ -85,6 +98,10 @@ class Recipe(pydantic.BaseModel):
     @classmethod
     def _tokens_parse(cls, text: str) -> str:
         return str(TokenRange.parse(text)) if text else ""
+
+    def data_request(self) -> Request:
+        """The calibration data that it asks for."""
+        return Request(self.calib, self.num_calibration_samples, self.max_seq_length, self.text_columns, self.seed)
 
     @staticmethod
     def read(path: Path) -> Recipe:

@@ -1,156 +1,118 @@
-"""Choose a pattern for each site so that the whole model reaches a speed, and loses as little of its score as it can.
+"""Choose a pattern for each site so that the whole model meets a budget, and loses as little as it can.
 
-1. Speed is what `prediction` says; score is the share of a site's summed magnitude that is kept. A model's score is
-   the geometric mean of its sites', each weighing as much as its magnitude: a site that keeps next to nothing ruins a
-   model, however much the others keep.
-2. Candidates that differ in V only and cost the same are one: the smallest V keeps the most.
-3. A price of time is raised until the model is fast enough: each site then takes the option of least loss + price *
-   time (Lagrange). One pattern for all sites is tried too, and taken where it keeps more.
-4. Scores of large weights are estimated on evenly spread strips of rows.
+1. Speed is what `prediction` says; what is lost, and by which measure, is in `choosing.losses`.
+2. Candidates that differ in V only and take as much of the budget are one: the smallest V keeps the most. Those that
+   take no less than dense are none.
+3. The choice is the best that fits (`choosing.knapsack`). One pattern for all sites, and the rule of "Beyond 2:4"
+   (`choosing.diversity`), can be asked for instead.
+4. A site whose pattern was set before keeps it, an excluded one stays dense; both count in the budget.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from sparsec.backend import Backend
+from sparsec.choosing.choice import Choice, Considered, Outlook
+from sparsec.choosing.diversity import HEIGHTS, LEAST_M, MOST_M, diversity, most_diverse, smallest_m
+from sparsec.choosing.front import Point, front
+from sparsec.choosing.knapsack import cheapest, cheapest_uniform
+from sparsec.choosing.losses import Batches, losses
+from sparsec.choosing.options import FIGURES, Chosen, Figure, Option, Options, lost, total
+from sparsec.choosing.request import CANDIDATES, Request
+from sparsec.choosing.sizing import Sizer
 from sparsec.errors import SparsecError, UsageError
-from sparsec.explain import Variant, plan, survey, table
-from sparsec.layout import Values
 from sparsec.pattern import VNM, Pattern
 from sparsec.pipeline import Progress, no_progress
-from sparsec.prediction import Prediction, Survey, predict
-from sparsec.program import Program
-from sparsec.sites import Site
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CANDIDATES = ("2:4", *(f"{v}:2:{m}" for m in (5, 6, 8, 10, 12, 16, 32) for v in (16, 32, 64, 128)))
-_STRIP, _STRIPS = 128, 2  # rows of a strip: a multiple of every V tried; how many of them a weight's score is read from
-_HALVINGS = 60  # of the interval in which the price lies
+    from sparsec.backend import Backend
+    from sparsec.program import Program
+
+__all__ = ["CANDIDATES", "Choice", "Considered", "Outlook", "Request", "choose"]
 
 
-@dataclass(frozen=True)
-class Option:
-    """What a site may become: a pattern, or None for dense, with its seconds in a run and what is lost of the score.
-
-    `lost`: -log of the share kept, times the site's share of the model's magnitude; the losses of sites add up.
-    """
-
-    pattern: str | None
-    seconds: float
-    lost: float
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A pattern or None (dense) for each site that a sparse kernel could run."""
-
-    tokens: int
-    patterns: Mapping[str, str | None]
-    dense_seconds: float
-    seconds: float
-    retained: float
-    """Share of the score that these sites keep (rule 1)."""
-    left: Mapping[str, str] = field(default_factory=dict)
-    """The other sites, which stay dense: name -> why."""
-
-    @property
-    def speed(self) -> float:
-        """Times faster than dense, as predicted."""
-        return self.dense_seconds / self.seconds
-
-    @property
-    def targets(self) -> dict[str, str]:
-        """The choice as a recipe's targets."""
-        chosen = {name: pattern or "ignore" for name, pattern in self.patterns.items()}
-        counts = list(chosen.values())
-        common = max((p for p in chosen.values() if p != "ignore"), key=counts.count, default="ignore")
-        dense = dict.fromkeys(self.left, "ignore")
-        return {"*": common, **{name: text for name, text in chosen.items() if text != common}, **dense}
+def _no_data() -> Sequence[dict[str, Tensor]]:
+    raise UsageError("this objective looks at calibration data, and there is none; give --calib, or objective=retained")
 
 
 def choose(
     program: Program,
-    backend: Backend,
-    speedup: float,
-    tokens: int,
+    backend: Backend | None,
+    request: Request,
     *,
-    uniform: bool = False,
-    candidates: Sequence[str] = CANDIDATES,
-    ignore: Mapping[str, str] | None = None,
-    values: Values = "fp32",
+    batches: Batches = _no_data,
+    seed: int = 0,
     progress: Progress = no_progress,
 ) -> Choice:
-    """The patterns that make the model `speedup` times faster on this machine and keep the most.
+    """The patterns that meet the request's budget on this machine and lose the least.
 
-    `uniform`: one pattern for all sites. `ignore`: selectors of sites that stay dense, with `ignore`. Raises
-    SparsecError with the most that can be reached where that is less, UsageError for a speedup that asks for nothing.
+    `backend` may be None for a budget of density; `batches` gives calibration data where the objective looks at some.
+    Raises SparsecError with the most that can be reached where that is less, UsageError where dense meets the budget.
     """
-    if not (math.isfinite(speedup) and speedup > 1):
-        raise UsageError(f"--speedup {speedup:g} asks for nothing; expected a number above 1, such as 1.5")
-    planned = {text: plan(program, backend, text, {"*": text, **(ignore or {})}, values, ()) for text in candidates}
-    running = {text: one for text, one in planned.items() if one.patterns}
-    if not running:
-        reason = next(v.reason for one in planned.values() for v in one.verdicts.values())
-        raise SparsecError(f"no candidate has a sparse kernel here: {reason}")
-    backend.calibrate([Pattern.parse(text) for text in running], values, progress)
-    known = survey(program, backend, list(running.values()), [tokens], progress)
-    made = {
-        text: predict(known, known.profiles[0], one.patterns, table(backend, values)) for text, one in running.items()
-    }
-    options = _options(program, known, running, made, progress)
-    dense = known.profiles[0].seconds
-    chosen = _cheapest(options, made, speedup, uniform)
-    spent = dense + sum(one.seconds - options[name][0].seconds for name, one in chosen.items())
-    if dense / spent < speedup:
-        raise SparsecError(_unreachable(speedup, known, dense / spent, options, uniform))
-    left = {site.name: _why(site, planned) for site in program.sites if site.name not in options}
-    patterns = {name: one.pattern for name, one in chosen.items()}
-    return Choice(known.profiles[0].tokens, patterns, dense, spent, math.exp(-_lost(chosen)), left)
+    sizer = Sizer(program, backend, request, progress)
+    if not sizer.free:
+        raise UsageError("every site has a pattern already, or is excluded: there is nothing to choose")
+    considered: tuple[Considered, ...] = ()
+    if request.mode == "paper":
+        considered, candidates = _paper(sizer)
+    else:
+        candidates = list(request.candidates)
+        sizer.prepare(candidates)
+    known = table = _table(sizer, candidates)
+    fixed = sizer.fixed
+    room = sizer.limit() - sizer.rest({**sizer.dense, **fixed}) - total(fixed, sizer.weight)
+    _check_reachable(sizer, table, fixed, room)
+    table = _with_losses(sizer, table, batches, seed)
+    if request.mode == "paper" or request.uniform:
+        found = cheapest_uniform(table, room, sizer.weight)
+    else:
+        found = cheapest(table, room, sizer.weight)
+    if found is None:
+        raise SparsecError("no candidate has a sparse kernel for every site; leave out uniform, or exclude the others")
+    if total(found, sizer.weight) > room * (1 + 1e-9):
+        raise SparsecError(_unreachable(sizer, found, fixed))
+    complete = {**found, **fixed}
+    figure = FIGURES[request.objective]
+    reasons = {s.name: sizer.why(s) for s in program.sites if s.pattern is None and s.name not in found}
+    return Choice(
+        request,
+        sizer.tokens,
+        {name: one.pattern for name, one in found.items() if len(table[name]) > 1},
+        sizer.dense_seconds,
+        sizer.seconds(complete) if request.timed else 0.0,
+        sizer.density(complete),
+        figure.of(lost(found)),
+        reasons | {name: _why(known[name], sizer) for name, each in table.items() if len(each) == 1},
+        () if request.mode == "paper" else tuple(_outlooks(sizer, table, fixed, figure)),
+        considered,
+    )
 
 
-def _options(
-    program: Program, known: Survey, running: Mapping[str, Variant], made: Mapping[str, Prediction], progress: Progress
-) -> dict[str, list[Option]]:
-    """For each site its options, dense first."""
-    options: dict[str, list[Option]] = {}
-    magnitudes = {site.name: float(site.read(program.module).abs().sum()) for site in known.sites}
-    total = sum(magnitudes.values()) or 1.0
-    layers = {text: {layer.site: layer for layer in one.layers} for text, one in made.items()}
-    for done, site in enumerate(known.sites):
-        progress("scoring", done, len(known.sites))
-        score = site.read(program.module).abs()
-        here = {text: each[site.name] for text, each in layers.items() if site.name in each}
-        found = [Option(None, next(iter(here.values())).dense, 0.0)]
-        seen: set[tuple[int, int, float]] = set()
-        for text in sorted(here, key=_height):
-            pattern, seconds = running[text].patterns[site.name], here[text].sparse
-            key = (pattern.n, pattern.m, seconds) if isinstance(pattern, VNM) else (0, 0, seconds)
-            if isinstance(pattern, VNM) and key in seen:
-                continue  # rule 2
-            seen.add(key)
-            lost = -math.log(max(retained(pattern, score), 1e-6)) * magnitudes[site.name] / total
-            found.append(Option(text, seconds, lost))
-        options[site.name] = found
+def _why(options: Sequence[Option], sizer: Sizer) -> str:
+    """Why a site has no options but dense. `options`: those that it had before losses were looked at."""
+    if len(options) > 1:
+        return "no calibration sample reaches it, so what a pattern would do to it is not known"
+    return "no candidate is predicted to be faster" if sizer.request.timed else "no candidate is sparser"
+
+
+def _table(sizer: Sizer, candidates: Sequence[str]) -> dict[str, list[Option]]:
+    """For each site its options, dense first, none with a loss yet; rule 2."""
+    every = sizer.request.uniform or sizer.request.mode == "paper"  # what one site gets, all get
+    options = {name: [one] for name, one in sizer.dense.items()}
+    seen: set[tuple[str, object, float]] = set()
+    for text in sorted(candidates, key=_height):
+        pattern = Pattern.parse(text)
+        kind = (pattern.n, pattern.m) if isinstance(pattern, VNM) else text
+        for name, one in sizer.options(text).items():
+            takes = sizer.weight(one)
+            if (name, kind, takes) not in seen and (every or takes < sizer.weight(options[name][0])):
+                options[name].append(one)
+            seen.add((name, kind, takes))
     return options
-
-
-def retained(pattern: Pattern, score: Tensor) -> float:
-    """Share of a score (batch, rows, cols) that a pattern keeps; rule 4."""
-    import torch
-
-    batch, rows, _ = score.shape
-    if batch * rows > _STRIP * _STRIPS:
-        flat, strips = score.flatten(0, 1), batch * rows // _STRIP
-        starts = [strips * i // _STRIPS * _STRIP for i in range(_STRIPS)]
-        score = torch.cat([flat[start : start + _STRIP] for start in starts])[None]
-    mask = pattern.mask(pattern.project(score), score.shape[2])
-    return float(score[mask].sum(dtype=torch.float64) / score.sum(dtype=torch.float64).clamp(min=1e-30))
 
 
 def _height(text: str) -> int:
@@ -158,56 +120,82 @@ def _height(text: str) -> int:
     return pattern.v if isinstance(pattern, VNM) else 0
 
 
-def _cheapest(
-    options: Mapping[str, list[Option]], made: Mapping[str, Prediction], speedup: float, uniform: bool
-) -> dict[str, Option]:
-    """Rule 3; the fastest there is where nothing is fast enough."""
-    dense = next(iter(made.values())).dense
-    room = dense / speedup - dense + sum(each[0].seconds for each in options.values())  # for all sites together
-    same = []
-    for text in made:
-        picked = {name: next((o for o in each if o.pattern == text), None) for name, each in options.items()}
-        if all(picked.values()):
-            same.append({name: option for name, option in picked.items() if option})
-    fitting = [one for one in same if _seconds(one) <= room]
-    if uniform:
-        return min(fitting, key=_lost) if fitting else min(same, key=_seconds)
-    low, high = 0.0, 1.0
-    while _seconds(_at(options, high)) > room and high < 1e30:
-        high *= 4
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if _seconds(_at(options, middle)) <= room else (middle, high)
-    found = _at(options, high)
-    return min([found, *fitting], key=_lost) if _seconds(found) <= room else found
+def _with_losses(sizer: Sizer, table: Options, batches: Batches, seed: int) -> dict[str, list[Option]]:
+    """The table with what each option loses; a site that cannot be judged stays dense."""
+    wanted = {name: [one.pattern for one in each if one.pattern] for name, each in table.items()}
+    wanted = {name: texts for name, texts in wanted.items() if texts}
+    known = losses(sizer.program, wanted, sizer.request.objective, batches, seed, sizer.progress)
+    return {
+        name: [
+            Option(one.pattern, one.seconds, known[name][one.pattern] if one.pattern else 0.0, one.kept)
+            for one in (each if name in known else each[:1])
+        ]
+        for name, each in table.items()
+    }
 
 
-def _at(options: Mapping[str, list[Option]], price: float) -> dict[str, Option]:
-    """Each site's option of least loss + price * time."""
-    return {name: min(each, key=lambda one: one.lost + price * one.seconds) for name, each in options.items()}
+def _paper(sizer: Sizer) -> tuple[tuple[Considered, ...], list[str]]:
+    """Both phases: what was considered, and the pattern taken."""
+    request = sizer.request
+    sizer.prepare([f"{v}:2:{LEAST_M}" for v in HEIGHTS])
+
+    def fits(v: int, m: int) -> bool:
+        text = f"{v}:2:{m}"
+        sizer.prepare([text])
+        chosen = {**sizer.dense, **sizer.options(text), **sizer.fixed}
+        return sizer.rest(chosen) + total(chosen, sizer.weight) <= sizer.limit()
+
+    smallest = {v: smallest_m(partial(fits, v)) for v in HEIGHTS}
+    found = [(v, m) for v, m in smallest.items() if m is not None]
+    if not found:
+        chosen = {**sizer.dense, **sizer.options(f"{HEIGHTS[0]}:2:{MOST_M}")}
+        raise SparsecError(_unreachable(sizer, chosen, sizer.fixed))
+    considered = tuple(Considered(f"{v}:2:{m}", diversity(v, m, request.diversity)) for v, m in found)
+    v, m = most_diverse(found, request.diversity)
+    return considered, [f"{v}:2:{m}"]
 
 
-def _seconds(chosen: Mapping[str, Option]) -> float:
-    return sum(one.seconds for one in chosen.values())
+def _outlooks(sizer: Sizer, table: Options, fixed: Chosen, figure: Figure) -> list[Outlook]:
+    every = {name: each[0] for name, each in table.items()}
+    points: list[Point] = front(table, sizer.weight, sizer.request.uniform)
+    found = []
+    for one in points:
+        seconds = sizer.seconds({**every, **fixed}) - sum(o.seconds for o in every.values()) + one.seconds
+        density = sizer.density({**every, **fixed})
+        density += (one.kept - sum(o.kept for o in every.values())) / sum(sizer.weights.values())
+        speed = sizer.dense_seconds / seconds if sizer.request.timed else 0.0
+        found.append(Outlook(speed, density, figure.of(one.lost), one.patterns))
+    return found
 
 
-def _lost(chosen: Mapping[str, Option]) -> float:
-    return sum(one.lost for one in chosen.values())
+def _check_reachable(sizer: Sizer, table: Options, fixed: Chosen, room: float) -> None:
+    """Refuse what cannot be reached before anything is scored."""
+    lightest = {name: min(each, key=sizer.weight) for name, each in table.items()}
+    if total(lightest, sizer.weight) > room * (1 + 1e-9):
+        raise SparsecError(_unreachable(sizer, lightest, fixed))
 
 
-def _why(site: Site, planned: Mapping[str, Variant]) -> str:
-    """Why a site has no options."""
-    reasons = [one.verdicts[site.name].reason for one in planned.values() if site.name in one.verdicts]
-    return site.excluded or (reasons[0] if reasons else "ignored")
-
-
-def _unreachable(speedup: float, known: Survey, most: float, options: Mapping[str, list[Option]], uniform: bool) -> str:
-    made = known.profiles[0]
-    dense = sum(each[0].seconds for each in options.values())
-    best = dense / sum(min(one.seconds for one in each) for each in options.values())
+def _unreachable(sizer: Sizer, best: Chosen, fixed: Chosen) -> str:
+    """`best`: the lightest choice there is."""
+    request, complete = sizer.request, {**best, **fixed}
+    uniform = " with one pattern for all sites" if request.uniform or request.mode == "paper" else ""
+    if request.budget == "density":
+        outside = sizer.rest({**sizer.dense}) / sum(sizer.weights.values())
+        return (
+            f"density {request.amount:g} cannot be reached: the least is {sizer.density(complete):.3f}{uniform}. "
+            f"{100 * outside:.0f} % of the weights are in sites that are excluded or have their pattern already; ask "
+            "for more, give sparser candidates, or include more sites"
+        )
+    dense = total({name: sizer.dense[name] for name in best}, sizer.weight)
+    inside = dense / max(total(best, sizer.weight), 1e-12)
+    seconds = sizer.seconds(complete)
+    asked, most = (
+        (f"{request.amount:g}x", f"the most is {sizer.dense_seconds / seconds:.2f}x")
+        if request.budget == "speedup"
+        else (f"latency {request.amount:g} ms", f"the least is {1e3 * seconds:.2f} ms")
+    )
     return (
-        f"{speedup:g}x cannot be reached: the most is {most:.2f}x at {made.tokens} tokens on this machine"
-        f"{' with one pattern for all sites' if uniform else ''}. {100 * (1 - dense / made.seconds):.0f} % of the "
-        f"time is outside the sites, and the sparsest candidate makes the sites themselves {best:.2f}x faster; ask for "
-        "less, or for another token count with --tokens"
+        f"{asked} cannot be reached: {most} at {sizer.tokens} tokens on this machine{uniform}. "
+        f"{100 * (1 - dense / sizer.dense_seconds):.0f} % of the time is outside the sites, and the sparsest candidate "
+        f"makes the sites themselves {inside:.2f}x faster; ask for less, or for another token count with --tokens"
     )

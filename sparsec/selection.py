@@ -17,10 +17,13 @@ class Selection:
         N:M            (batch, rows, groups, N)  offset in the group, strictly ascending
         V:N:M          (batch, rows, groups, 2)  which 2 of the 4 columns of the block, strictly ascending
         unstructured   (batch, rows, cols)       1 where the weight is kept
-    `columns`, uint8, V:N:M only: (batch, strips, groups, 4) offset in the group, ascending.
+        V:N:M@strip    the same, of the 4 columns of a group of the strip
+    `columns`, (batch, strips, groups, 4), ascending in a group:
+        V:N:M          uint8, offset in the group's window
+        V:N:M@strip    int32, column of the weight; groups are ordered by their first column, and no column is in two
 
     In a tail group with fewer real columns than slots, the spare slots are padding: they stand for the group's
-    last real column, which is always kept, and carry the value 0.
+    last real column, which is always kept, and carry the value 0. It is the last group of a row, for strips too.
     """
 
     positions: Tensor

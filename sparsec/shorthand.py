@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from sparsec.errors import UsageError
 from sparsec.layout import Values
-from sparsec.recipe import DEFAULT_PASSES, Recipe, make_pass
+from sparsec.recipe import DEFAULT_PASSES, WITH_DATA, Recipe, make_pass
 
 _OUTSIDE_BRACES = re.compile(r",(?![^{]*\})")
 
@@ -29,33 +30,73 @@ def recipe_of(
     tokens: str | None = None,
     drop_slow: bool = False,
     onnx_weights: str | None = None,
+    dtype: str | None = None,
+    calib: str | None = None,
+    num_calibration_samples: int | None = None,
+    max_seq_length: int | None = None,
+    text_columns: str | None = None,
+    target_speedup: float | None = None,
+    solver: str | None = None,
 ) -> Recipe:
     """The recipe that the options say: a file's, changed by what else was given."""
     data: dict[str, Any] = Recipe.read(recipe).model_dump() if recipe else {"targets": {}, "passes": DEFAULT_PASSES}
     targets = targets_of(pattern, layer, ignore)
-    if passes and (score or columns):
+    if passes and (score or columns or solver):
         raise UsageError(
-            "--score and --columns write the mask pass; with --passes, put them there: mask{columns=l1} | freeze"
+            "--score, --columns and --solver write the pruning pass; with --passes, put them there: "
+            "mask{score=wanda, columns=l1} | freeze, or oneshot{solver=alps}"
         )
-    if score or columns:
-        options = {key: value for key, value in (("score", score), ("columns", columns)) if value}
-        passes = f"{make_pass('mask', options)} | freeze"
+    passes = passes or _pruning(score, columns, solver)
     chosen = _OUTSIDE_BRACES.split(backend) if backend else None
     changes = {"model": model, "passes": passes, "seed": seed, "backends": chosen, "values": values}
-    changes |= {"tokens": tokens, "drop_slow": drop_slow or None}
+    changes |= {"tokens": tokens, "drop_slow": drop_slow or None, "dtype": dtype}
+    changes |= {"calib": calib, "num_calibration_samples": num_calibration_samples, "max_seq_length": max_seq_length}
+    changes |= {"text_columns": text_columns.split(",") if text_columns else None}
     data |= {key: value for key, value in changes.items() if value is not None}
     data["targets"] |= targets
     if onnx_weights:
         data["backends"] = [_with_weights(text, onnx_weights) for text in data.get("backends", ())]
         if not any(text.startswith("onnx{") for text in data["backends"]):
             raise UsageError("--onnx-weights says how the onnx backend writes weights; add --backend kernel,onnx")
+    if target_speedup is not None:
+        data["passes"] = _with_choice(data, pattern, target_speedup)
     if include_pooler:
         data["include"] = ["pooler"]
     if "model" not in data:
         raise UsageError("compile needs a MODEL: a Hugging Face folder or hub id, module:function, or demo:minilm")
-    if not data["targets"] and "pattern=" not in data["passes"]:
-        raise UsageError("compile needs a pattern: --pattern 64:2:5, or --layer 're:fc1=2:4', or a --recipe")
+    if not data["targets"] and not re.search("pattern=|choose-vm", data["passes"]):
+        raise UsageError(
+            "compile needs a pattern: --pattern 64:2:5, --layer 're:fc1=2:4', --target-speedup 1.5, or a --recipe"
+        )
     return Recipe.from_data(data)
+
+
+def _pruning(score: str | None, columns: str | None, solver: str | None) -> str | None:
+    """The pass text of --score, --columns and --solver; None where none of them is given."""
+    options = {key: value for key, value in (("score", score), ("columns", columns)) if value}
+    if solver is None or solver == "none":
+        return f"{make_pass('mask', options)} | freeze" if options or solver else None
+    if options and solver != "refit":
+        raise UsageError(
+            f"--solver {solver} chooses weights by what they cost; --score and --columns go with --solver refit or none"
+        )
+    return str(make_pass("oneshot", {"solver": solver, **options}))
+
+
+def _with_choice(data: Mapping[str, Any], pattern: str | None, speedup: float) -> str:
+    """The passes, with one before them that chooses patterns; --layer and --ignore go before the choice."""
+    if pattern:
+        raise UsageError("--pattern says what --target-speedup is to choose; give one of them (--layer goes with both)")
+    if "choose-vm" in data["passes"]:
+        raise UsageError(
+            "--target-speedup adds a choose-vm pass, and the passes have one already; leave one of them out"
+        )
+    passes, options = data["passes"] or WITH_DATA, dict[str, Any](speedup=speedup)
+    if "oneshot" in passes:  # which looks at calibration data anyway
+        options["objective"] = "reconstruction"
+    if str(data.get("tokens", "")).isdigit():
+        options["tokens"] = data["tokens"]
+    return f"{make_pass('choose-vm', options)} | {passes}"
 
 
 def _with_weights(backend: str, weights: str) -> str:

@@ -38,6 +38,10 @@ def manifest(data: dict[str, Any], folder_bytes: int) -> None:
     out.print(
         f"[bold]Quality[/] {quality['words']}; relative error {quality['relative_error']:.3f}, on {quality['samples']}"
     )
+    if "magnitude" in quality:
+        out.print(_beside_magnitude(quality))
+    if "calibration" in data:
+        out.print(f"[bold]Calibrated[/] on {data['calibration']['words']}")
     if (values := data.get("values", {})).get("type", "fp32") != "fp32":
         out.print(
             f"[bold]Values[/] stored as {values['type']}: outputs differ from the masked fp32 model's by "
@@ -47,6 +51,19 @@ def manifest(data: dict[str, Any], folder_bytes: int) -> None:
         out.print(f"[green]proven[/] {check['name']}: {check['detail']}")
     if "speed" in data:
         out.print(speed_table(data["speed"], "kernel"))
+
+
+def _beside_magnitude(quality: dict[str, Any]) -> Table:
+    """What calibration data gained over pruning by magnitude."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("pruned by")
+    for column in ("embedding cosine", "vector cosine", "relative error"):
+        table.add_column(column, justify="right")
+    for name, row in (("magnitude", quality["magnitude"]), ("one-shot", quality)):
+        embedding = row["embedding_cosine"]
+        figures = ("" if embedding is None else f"{embedding:.3f}", f"{row['cosine']:.3f}")
+        table.add_row(name, *figures, f"{row['relative_error']:.3f}")
+    return table
 
 
 def summary(sites: list[dict[str, Any]], exclusions: list[dict[str, Any]]) -> str:

@@ -118,10 +118,30 @@ def choice(found: Choice) -> None:
     show.out.print(table)
     for name, why in found.left.items():
         show.out.print(escape(f"{name} dense: {why}"))
+    if found.considered:
+        each = ", ".join(f"{one.pattern} {one.diversity:.4f}" for one in found.considered)
+        show.out.print(f"smallest M of each V that meets the budget, with its mask diversity ln K: {each}")
+    if found.front:
+        show.out.print(_front(found))
+    figure = f"{found.figure.words} {found.quality:.3f}"
+    if not found.request.timed:
+        show.out.print(f"[bold]{100 * found.density:.1f} % of the weights stay[/]; {figure}")
+        return
     show.out.print(
         f"[bold]{found.speed:.2f}x predicted[/] at {found.tokens} tokens ({1e3 * found.dense_seconds:.2f} ms dense, "
-        f"{1e3 * found.seconds:.2f} ms sparse); retained score {found.retained:.3f}"
+        f"{1e3 * found.seconds:.2f} ms sparse), {100 * found.density:.1f} % of the weights stay; {figure}"
     )
+
+
+def _front(found: Choice) -> Table:
+    """What other budgets would give."""
+    timed = found.request.timed
+    table = _table(*(["speed"] if timed else []), "density", found.figure.key.replace("_", " "), "patterns")
+    for one in found.front:
+        speed = [f"{one.speed:.2f}x"] if timed else []
+        table.add_row(*speed, f"{one.density:.3f}", f"{one.figure:.3f}", str(one.patterns))
+    table.caption = f"what other budgets would give: {found.figure.words}"
+    return table
 
 
 def _table(*columns: str) -> Table:

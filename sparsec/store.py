@@ -82,6 +82,13 @@ def check_writable(out: Path, force: bool) -> None:
         raise UsageError(f"{out} cannot be written: {parent} is not a folder you may write to; choose another -o")
 
 
+def check_file(path: Path, option: str) -> None:
+    """Raise UsageError when a file that `option` names could not be written."""
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise UsageError(f"{option} {path}: cannot be written; expected a file in a folder that is there and writable")
+
+
 def seal(folder: Path, kind: str, manifest: dict[str, Any]) -> dict[str, Any]:
     """Write the manifest of a folder whose files are complete; returns it with versions and hashes."""
     import torch

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _SAME = frozenset({"to", "contiguous", "clone", "detach", "alias", "dropout", "where", "type_as", "_to_copy"})
 _SWAPS = frozenset({"t", "transpose", "permute", "numpy_T"})
 _PARTS = frozenset({"split", "split_with_sizes", "chunk", "slice", "narrow", "unbind", "select"})
+ON_TRAIL = _SAME | _SWAPS | _PARTS | {"getitem"}
+"""What may stand between a parameter and the operator that multiplies it."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _use(
                 yield Use(user, kind)
                 continue
             groups = _groups(user) if kind in ("conv1d", "conv2d") else 1
-            rows = int(value.meta[_fx.TYPE].partition("[")[2].split(",")[0]) if part else 0
+            rows = int(value.meta[_fx.TYPE][:-1].partition("[")[2].split(",")[axes.index(0)]) if part else 0
             yield Use(user, kind, WeightView(order, shape, groups, kind == "experts"), rows)
 
 

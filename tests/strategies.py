@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsec.pattern import NM, VNM, Pattern, Unstructured
+from sparsec.pattern import NM, VNM, Pattern, Strip, Unstructured
 
 KINDS = ("normal", "ties", "zeros", "spikes")
 
@@ -21,12 +21,21 @@ def vnm_patterns(largest_v: int = 7, largest_m: int = 20) -> st.SearchStrategy[V
     return st.builds(VNM, st.integers(1, largest_v), st.just(2), st.integers(4, largest_m))
 
 
+def strip_patterns(largest_v: int = 7, largest_m: int = 20) -> st.SearchStrategy[Strip]:
+    return st.builds(Strip, st.integers(1, largest_v), st.just(2), st.integers(4, largest_m))
+
+
 def unstructured_patterns() -> st.SearchStrategy[Unstructured]:
     return st.builds(Unstructured, st.floats(0, 1, exclude_min=True, exclude_max=True))
 
 
-def sparse_patterns() -> st.SearchStrategy[Pattern]:
+def decidable_patterns() -> st.SearchStrategy[Pattern]:
+    """Those that a weight shows by itself to follow."""
     return st.one_of(nm_patterns(), vnm_patterns(), unstructured_patterns())
+
+
+def sparse_patterns() -> st.SearchStrategy[Pattern]:
+    return st.one_of(decidable_patterns(), strip_patterns())
 
 
 def shapes(batch: int = 3, rows: int = 12, cols: int = 25) -> st.SearchStrategy[tuple[int, int, int]]:

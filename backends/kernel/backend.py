@@ -101,7 +101,7 @@ class KernelBackend(Backend):
                 problems["pattern"] = f"{name}: declared {declared[name]['pattern']}, stored {pattern}"
             elif declared[name].get("values", "fp32") not in ("fp32", call.layout.stored):
                 problems["pattern"] = f"{name}: declared {declared[name]['values']}, stored {call.layout.stored}"
-            elif violations := pattern.violations(decompress(call.layout)).first:
+            elif violations := pattern.violations_of(decompress(call.layout), call.layout.selection()).first:
                 problems["pattern"] = f"{name}: {violations[0]}"
             if call.has_kernel and library.level() is not None:
                 problems.update(kernel_problems(name, call.layout))

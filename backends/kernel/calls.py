@@ -12,7 +12,7 @@ from sparsec import _fx
 from sparsec.errors import ArtifactError, PatternError
 from sparsec.layout import SparseLayout, validate
 from sparsec.ops import layout_of, nm_linear, nm_weight
-from sparsec.pattern import NM, VNM, Pattern
+from sparsec.pattern import NM, VNM, Pattern, Strip
 from sparsec.view import WeightView
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class SparseCall:
 
 def no_kernel(pattern: Pattern, stored: str) -> str | None:
     """Why values of a linear layer that are stored like this (see `SparseLayout.stored`) have no kernel, or None."""
+    if isinstance(pattern, Strip):
+        return f"no strip kernel yet: {pattern} is stored packed and multiplied dense; kernels read windows of columns"
     if not isinstance(pattern, (NM, VNM)):
         return f"{pattern} is stored small; no kernel makes it faster than dense"
     if stored == "int8" and not isinstance(pattern, VNM):

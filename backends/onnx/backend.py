@@ -57,6 +57,10 @@ class OnnxBackend(Backend):
         missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
         return f"{' and '.join(missing)} missing; pip install {' '.join(missing)}" if missing else None
 
+    def refuses(self, program: Program) -> str | None:
+        """Weights of another type than float32."""
+        return _foreign_type(program)
+
     def plan(self, program: Program, values: Values = "fp32", tokens: TokenRange | None = None) -> tuple[Verdict, ...]:
         """What onnxruntime runs for every site."""
         return tuple(self._verdict(program, site) for site in program.sites.sparse)
@@ -113,12 +117,18 @@ def _check_exportable(program: Program) -> None:
         raise errors.UsageError(
             f"the onnx backend takes a frozen program that is not lowered, found {found}; end the passes with freeze"
         )
+    if reason := _foreign_type(program):
+        raise errors.UsageError(reason)
+
+
+def _foreign_type(program: Program) -> str | None:
     for name, tensor in program.module.named_parameters():
         if tensor.is_floating_point() and str(tensor.dtype) != "torch.float32":
-            raise errors.UsageError(
+            return (
                 f"{name} is {str(tensor.dtype).removeprefix('torch.')}, and the onnx backend writes float32 only; "
                 "compile with --dtype fp32, or leave onnx out of --backend"
             )
+    return None
 
 
 def _run_exporter(program: Path, out: Path, weights: Weights) -> dict[str, Any]:

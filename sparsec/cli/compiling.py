@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from sparsec.cli.terminal import Json, Threads, folder_bytes, print_json, progress, reporting, set_threads
+from sparsec.cli.terminal import (
+    Calib,
+    CalibrationSamples,
+    Json,
+    MaxLength,
+    TextColumns,
+    Threads,
+    folder_bytes,
+    print_json,
+    progress,
+    reporting,
+    set_threads,
+)
 
 
 def compile(
@@ -19,16 +31,27 @@ def compile(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder to write; default: MODEL's name + .sparsec")
     ] = None,
+    target_speedup: Annotated[
+        float | None, typer.Option(help="Choose V and M site by site: the whole model so many times faster here.")
+    ] = None,
     layer: Annotated[
         list[str] | None, typer.Option(help="SELECTOR=PATTERN for some sites: 're:fc1=64:2:8'. Repeatable.")
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Selector of sites that stay dense. Repeatable.")] = None,
     include_pooler: Annotated[bool, typer.Option("--include-pooler", help="Make poolers sparse too.")] = False,
     recipe: Annotated[Path | None, typer.Option(help="Recipe YAML, or the manifest.json of an artifact.")] = None,
-    passes: Annotated[str | None, typer.Option(help="Pass text; default: mask | freeze.")] = None,
-    score: Annotated[str | None, typer.Option(help="Importance score of the mask pass.")] = None,
+    passes: Annotated[
+        str | None, typer.Option(help="Pass text; default: oneshot with calibration data, else mask | freeze.")
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="How kept weights make up for others: alps (default), sparsegpt, refit, none.")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="Importance: magnitude, wanda, ria, obs, taylor, fisher, seven.")
+    ] = None,
     columns: Annotated[str | None, typer.Option(help="Column choice of V:N:M: l1, l2, greedy, exact.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Comma-separated: kernel, onnx. Default: kernel.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Comma-separated: kernel, onnx, hf. Default: kernel.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Load a Hugging Face model as fp32, bf16 or fp16.")] = None,
     values: Annotated[str | None, typer.Option(help="Stored sparse weights: fp32, bf16, int8.")] = None,
     tokens: Annotated[
         str | None, typer.Option(help="Tokens that layers will see, such as 1-512: slower kernels are not used.")
@@ -39,11 +62,16 @@ def compile(
     onnx_weights: Annotated[
         str | None, typer.Option(help="dense: zeros in place, for any runtime; packed: small, run by sparsec.ort.")
     ] = None,
+    calib: Calib = None,
+    num_calibration_samples: CalibrationSamples = None,
+    max_seq_length: MaxLength = None,
+    text_columns: TextColumns = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random; default 0.")] = None,
     threads: Threads = None,
     min_quality: Annotated[float | None, typer.Option(help="Fail below this cosine with the dense original.")] = None,
     allow_dense: Annotated[bool, typer.Option("--allow-dense", help="Accept sites without pattern.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if sparsec wrote it.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted compile.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Read a .pt2 file, which can run code.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and stop.")] = False,
     as_json: Json = False,
@@ -55,7 +83,9 @@ def compile(
 
         made = recipe_of(
             model, pattern, layer, ignore, include_pooler, recipe, passes, score, columns, backend, seed, values,
-            tokens, drop_slow, onnx_weights,
+            tokens, drop_slow, onnx_weights, dtype=dtype, calib=calib, num_calibration_samples=num_calibration_samples,
+            max_seq_length=max_seq_length, text_columns=text_columns, target_speedup=target_speedup,
+            solver=solver,
         )  # fmt: skip
         if dry_run:
             sys.stdout.write(made.model_dump_json(indent=1) + "\n" if as_json else made.to_yaml())
@@ -63,7 +93,7 @@ def compile(
         set_threads(threads)
         folder = out or Path(Path(made.model.replace(":", "-")).name + ".sparsec")
         with progress(as_json) as show_progress:
-            options = api.Options(force, trust, min_quality, allow_dense, progress=show_progress)
+            options = api.Options(force, trust, min_quality, allow_dense, resume=resume, progress=show_progress)
             artifact = api.compile_recipe(made, folder, options)
         if as_json:
             return print_json({"path": str(folder), **artifact.manifest})

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from sparsec.cli.terminal import Json, Threads, print_json, reporting, set_threads
+from sparsec.cli.terminal import (
+    Calib,
+    CalibrationSamples,
+    Json,
+    MaxLength,
+    TextColumns,
+    Threads,
+    print_json,
+    reporting,
+    set_threads,
+)
 
 
 class Check(enum.Enum):
@@ -32,6 +42,10 @@ def opt(
         bool, typer.Option(help="Show a short content hash of each tensor, which reads them all.")
     ] = True,
     check: Annotated[Check, typer.Option(help="What is proven after each pass.")] = Check.outputs,
+    calib: Calib = None,
+    num_calibration_samples: CalibrationSamples = None,
+    max_seq_length: MaxLength = None,
+    text_columns: TextColumns = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if sparsec wrote it.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Read a .pt2 file, which can run code.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -41,7 +55,8 @@ def opt(
     """Run passes on a program and print its text IR; the seconds of each pass go to stderr."""
     with reporting(as_json):
         from sparsec import opt as job
-        from sparsec import show
+        from sparsec import registry, show
+        from sparsec.data import LENGTH, SAMPLES, Request
         from sparsec.pipeline import Context
         from sparsec.store import check_writable
 
@@ -51,11 +66,16 @@ def opt(
         said: list[dict[str, str]] = []
         say = (lambda title, text: said.append({"title": title, "text": text})) if as_json else show.text
         wanted = job.Dumps(tuple(dump_before or ()), tuple(dump_after or ()), dump_after_each, diff, hashes)
-        result, reports = job.run_passes(str(program), passes, Context(seed), wanted, check.value, trust, say)
+        columns = tuple(text_columns.split(",")) if text_columns else ()
+        samples = SAMPLES if num_calibration_samples is None else num_calibration_samples
+        length = LENGTH if max_seq_length is None else max_seq_length
+        data = Request(calib or "", samples, length, columns, seed)
+        ctx = Context(seed, resources={"backend": registry.backend("kernel")})  # for passes that ask what layers cost
+        result, reports = job.run_passes(str(program), passes, ctx, wanted, check.value, trust, say, data)
         if out:
             result.save(out, force)
         if not as_json:
             return show.reports(reports)
-        data = {"program": str(program), "out": out and str(out), "facts": sorted(result.facts)}
+        about = {"program": str(program), "out": out and str(out), "facts": sorted(result.facts)}
         dumps = said if dump_before or dump_after or dump_after_each or diff else []
-        print_json({**data, "passes": job.as_data(reports), "dumps": dumps})
+        print_json({**about, "passes": job.as_data(reports), "dumps": dumps})

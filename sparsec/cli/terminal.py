@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with; default: torch's.")]
+Calib = Annotated[
+    str | None,
+    typer.Option(help="DATA for passes that need it: file, folder of pictures, hub data set. Default: docstrings."),
+]
+CalibrationSamples = Annotated[
+    int | None, typer.Option("--num-calibration-samples", help="How many samples of it; default 128.")
+]
+MaxLength = Annotated[int | None, typer.Option("--max-seq-length", help="Most tokens of a sample; default 128.")]
+TextColumns = Annotated[str | None, typer.Option(help="Column with the text, or two for pairs: question,sentence.")]
 debug = False  # set by --debug
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparsec.errors import ArtifactError, PatternError
 from sparsec.layout import SparseLayout, compress, decompress, pack_bits, table_bytes, unpack_bits, validate
-from sparsec.pattern import NM, VNM, Dense, Pattern, Unstructured
+from sparsec.pattern import NM, Dense, Pattern, SharedColumns, Strip, Unstructured
 
 
 def compressed(text: str, shape: tuple[int, int, int] = (1, 3, 8), seed: int = 0) -> SparseLayout:
@@ -54,7 +54,7 @@ def test_the_law_holds_for_a_selection_that_ignores_the_weight(pattern: Pattern,
     assert torch.equal(mask, pattern.mask(layout.selection(), shape[2]))
 
 
-@pytest.mark.parametrize("text", ["2:4", "2:2:5", "unstructured:0.5"])
+@pytest.mark.parametrize("text", ["2:4", "2:2:5", "2:2:5@strip", "unstructured:0.5"])
 def test_a_negative_zero_is_stored_as_zero(text: str) -> None:
     pattern, weight = Pattern.parse(text), torch.full((1, 2, 11), -0.0)
     layout = compress(weight, pattern, pattern.project(weight.abs()))
@@ -98,6 +98,7 @@ def test_dense_is_not_stored_sparse() -> None:
         ("2:4", {"values": (2, 7, 3, 2), "positions": (2, 7, 2)}),  # 6 fields of 2 bits
         ("3:5", {"values": (2, 7, 3, 3), "positions": (2, 7, 4)}),  # 9 fields of 3 bits
         ("3:2:5", {"values": (2, 7, 3, 2), "positions": (2, 7, 2), "columns": (2, 3, 3, 4)}),
+        ("3:2:5@strip", {"values": (2, 7, 3, 2), "positions": (2, 7, 2), "columns": (2, 3, 3, 4)}),
         ("unstructured:0.5", {"values": (76,), "positions": (2, 7, 2)}),
     ],
 )
@@ -105,12 +106,28 @@ def test_tables_have_the_documented_shapes_and_types(text: str, shapes_of: dict[
     tables = compressed(text, (2, 7, 11)).tensors()
 
     assert shapes_of == {name: tuple(table.shape) for name, table in tables.items()}
-    assert {"positions": torch.uint8, "columns": torch.uint8, "values": torch.float32} | {
-        name: table.dtype for name, table in tables.items()
-    } == {"positions": torch.uint8, "columns": torch.uint8, "values": torch.float32}
+    columns = torch.int16 if text.endswith("@strip") else torch.uint8
+    types = {"positions": torch.uint8, "columns": columns, "values": torch.float32}
+    assert types == types | {name: table.dtype for name, table in tables.items()}
 
 
-@pytest.mark.parametrize(("text", "ratio"), [("64:2:5", 0.429), ("64:2:8", 0.268), ("2:4", 0.531)])
+@pytest.mark.parametrize(("cols", "dtype"), [(32768, torch.int16), (32769, torch.int32)])
+def test_columns_of_a_strip_take_four_bytes_only_where_two_are_too_few(cols: int, dtype: torch.dtype) -> None:
+    pattern, weight = Strip(2, 2, 256), torch.zeros(1, 1, cols)
+    weight[0, 0, -1] = 1.0
+    layout = compress(weight, pattern, pattern.project(weight, "l1"))
+    validate(layout, "site")
+
+    assert layout.columns is not None
+    assert dtype == layout.columns.dtype
+    assert cols - 1 == int(layout.columns.max())
+    assert table_bytes(pattern, (1, 1, cols)) == layout.nbytes
+    assert torch.equal(weight, decompress(layout))
+
+
+@pytest.mark.parametrize(
+    ("text", "ratio"), [("64:2:5", 0.429), ("64:2:8", 0.268), ("64:2:8@strip", 0.27), ("2:4", 0.531)]
+)
 def test_a_large_weight_shrinks_as_documented(text: str, ratio: float) -> None:
     assert ratio == round(table_bytes(Pattern.parse(text), (1, 3072, 768)) / (4 * 3072 * 768), 3)
 
@@ -183,6 +200,16 @@ DAMAGE: dict[str, tuple[str, Damage, str]] = {
     "columns equal": ("3:2:5", with_table("columns", at((0, 0, 0), 1)), "must be ascending"),
     "columns of the tail equal": ("3:2:5", with_table("columns", at((0, 0, 1, slice(0, 2)), 2)), "must be ascending"),
     "padding column that is not the last": ("3:2:5", with_table("columns", at((0, 0, 1, 3), 0)), "must be ascending"),
+    "strip columns missing": (
+        "3:2:5@strip", lambda layout: dataclasses.replace(layout, columns=None), "columns .* found nothing"),
+    "strip columns of bytes": ("3:2:5@strip", with_table("columns", lambda t: t.byte()), "columns must be int16"),
+    "strip column beyond the weight": ("3:2:5@strip", with_table("columns", at((0, 0, 0, 3), 8)), "out of range"),
+    "strip column negative": ("3:2:5@strip", with_table("columns", at((0, 0, 0, 0), -1)), "out of range"),
+    "strip columns descending": ("3:2:5@strip", with_table("columns", lambda t: t.flip(3)), "must be ascending"),
+    "strip columns equal": ("3:2:5@strip", with_table("columns", at((0, 0, 0), 1)), "must be ascending"),
+    "strip groups swapped": ("3:2:5@strip", with_table("columns", lambda t: t.flip(2)), "order of their first columns"),
+    "strip column in two groups": (
+        "3:2:5@strip", with_table("columns", lambda t: t[:, :, :1].expand(-1, -1, 2, -1)), "column is in two groups"),
     "bits that no value belongs to": ("unstructured:0.5", with_table("positions", at((0, 0, 0), 255)), "do not match"),
     "too few values": ("unstructured:0.5", with_table("values", lambda t: t[:-1]), "do not match"),
     "values as a matrix": ("unstructured:0.5", with_table("values", lambda t: t[None]), "do not match"),
@@ -198,7 +225,7 @@ def test_damage_is_refused_by_name(text: str, damage: Damage, message: str) -> N
         validate(damage(layout), "encoder.fc1")
 
 
-@pytest.mark.parametrize(("text", "cols"), [("2:4", 5), ("3:2:5", 6), ("3:4", 6)])
+@pytest.mark.parametrize(("text", "cols"), [("2:4", 5), ("3:2:5", 6), ("3:4", 6), ("3:2:4@strip", 5)])
 def test_a_padding_slot_may_hold_no_value(text: str, cols: int) -> None:
     layout = compressed(text, (1, 3, cols))
     layout.values[0, 0, -1, -1] = 1.0
@@ -211,18 +238,20 @@ def test_a_padding_slot_may_hold_no_value(text: str, cols: int) -> None:
 def test_no_damaged_byte_reaches_outside_the_weight(data: st.DataObject) -> None:
     """Whatever the bytes are: refused, or every column it names lies in the weight."""
     layout = compressed(
-        data.draw(st.sampled_from(["2:4", "1:5", "2:2:5", "2:2:7"])), (1, 3, data.draw(st.integers(1, 12)))
+        data.draw(st.sampled_from(["2:4", "1:5", "2:2:5", "2:2:7", "2:2:5@strip"])),
+        (1, 3, data.draw(st.integers(1, 12))),
     )
     name = data.draw(st.sampled_from(sorted(layout.tensors().keys() - {"values"})))
     flat = layout.tensors()[name].view(-1)
-    flat[data.draw(st.integers(0, len(flat) - 1))] = data.draw(st.integers(0, 255))
+    limits = torch.iinfo(flat.dtype)
+    flat[data.draw(st.integers(0, len(flat) - 1))] = data.draw(st.integers(limits.min, limits.max))
     try:
         validate(layout, "site")
     except ArtifactError:
         return
 
     pattern = layout.pattern
-    assert isinstance(pattern, (NM, VNM))
+    assert isinstance(pattern, (NM, SharedColumns))
     weight = decompress(layout)
     assert torch.isfinite(weight).all()
     assert int((weight != 0).sum()) <= int((layout.values != 0).sum())

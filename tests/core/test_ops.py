@@ -10,7 +10,7 @@ from sparsec.layout import Values, compress, stored_as
 from sparsec.ops import expert_linear, nm_linear, nm_weight
 from sparsec.pattern import Pattern
 
-PATTERNS = ["2:4", "3:2:5", "unstructured:0.7"]
+PATTERNS = ["2:4", "3:2:5", "3:2:5@strip", "unstructured:0.7"]
 CASES = [(pattern, values) for pattern in PATTERNS for values in ("fp32", "bf16", "int8")]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sparsec.errors import UsageError
-from sparsec.plot import check_plot, save_plot
+from sparsec.plot import check_plot, save_front, save_plot
 
 MACHINE = {"processor": "Some CPU", "cores": 2, "kernels": "avx2", "torch": "2.13", "torch_kernels": "AVX2"}
 
@@ -85,3 +85,16 @@ def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path, monke
 
     with pytest.raises(UsageError, match=r"pip install 'sparsec\[plot\]'"):
         check_plot(tmp_path / "p.png")
+
+
+@pytest.mark.parametrize("across", ["speed", "density"])
+def test_the_front_is_drawn_with_the_choice_and_what_is_lost(tmp_path: Path, across: str) -> None:
+    figure = {"key": "retained", "words": "retained score"}
+    found = {across: 0.5, "retained": 0.8, "figure": figure, "front": [{across: 0.3, "retained": 0.6}]}
+    for name in ("a.svg", "b.svg"):
+        save_front(found, "some-model", tmp_path / name)
+
+    text = (tmp_path / "a.svg").read_text()
+    words = "times faster than dense, predicted" if across == "speed" else "share of the weights that stay"
+    assert all(part in text for part in ("some-model", "retained score", "this choice", words))
+    assert text == (tmp_path / "b.svg").read_text()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from fake_backend import Formula
-from hypothesis import given
-from hypothesis import strategies as st
 from models import made
 from torch import Tensor, nn
 
 from sparsec import Pattern, Program, Recipe, trace
+from sparsec.backend import Backend
 from sparsec.errors import SparsecError, UsageError
-from sparsec.prediction import Prediction
-from sparsec.search import Option, _cheapest, choose, retained
+from sparsec.search import Request, choose
 
 CANDIDATES = ("2:4", "1:4", "16:2:8", "64:2:8")
 
@@ -40,39 +40,95 @@ def program() -> Program:
     return trace(made(Stack), {"x": torch.ones(64, 128)}, {"x": {0: "batch"}})
 
 
+class PlansOnly(Formula):
+    """Without a cost, as every backend but kernel."""
+
+    name = "onnx"
+    cost = Backend.cost
+
+
+def asked(amount: float, budget: str = "speedup", **options: Any) -> Request:
+    return Request(**{"budget": budget, "amount": amount, "tokens": 64, "candidates": CANDIDATES, **options})
+
+
 def test_the_choice_is_fast_enough_and_a_recipe(program: Program) -> None:
-    found = choose(program, Formula(), 1.1, 64, candidates=CANDIDATES)
+    found = choose(program, Formula(), asked(1.1))
     recipe = Recipe.from_data({"model": "m", "targets": found.targets})
 
     assert found.speed >= 1.1
-    assert 0 < found.retained <= 1
+    assert 0 < found.quality <= 1
     assigned = {site.name: site.pattern for site in program.sites.with_targets(recipe.targets)}
     assert {name: text and Pattern.parse(text) for name, text in found.patterns.items()} == assigned
 
 
 def test_one_site_at_a_time_keeps_at_least_as_much_as_one_pattern_for_all(program: Program) -> None:
-    same = choose(program, Formula(), 1.1, 64, candidates=CANDIDATES, uniform=True)
-    free = choose(program, Formula(), 1.1, 64, candidates=CANDIDATES)
+    same = choose(program, Formula(), asked(1.1, uniform=True))
+    free = choose(program, Formula(), asked(1.1))
 
     assert 1 == len(set(same.patterns.values()))
-    assert free.retained >= same.retained * 0.97  # the two profiles differ by what the machine did meanwhile
+    assert free.quality >= same.quality * 0.97  # the two profiles differ by what the machine did meanwhile
+
+
+def test_a_latency_is_met(program: Program) -> None:
+    dense = choose(program, Formula(), asked(1.05)).dense_seconds
+    found = choose(program, Formula(), asked(1e3 * dense / 1.2, "latency"))
+
+    assert 1e3 * found.seconds <= 1e3 * dense / 1.2
+    assert found.speed > 1
+
+
+def test_a_density_counts_sites_that_stay_as_they_are(program: Program) -> None:
+    targets = {"layers.0.weight": "1:4", "layers.3.weight": "ignore"}
+    given = program.replace(sites=program.sites.with_targets(targets))
+    found = choose(given, None, asked(0.6, "density"))
+
+    kept = {name: Pattern.parse(text).density if text else 1.0 for name, text in found.patterns.items()}
+    assert {"layers.1.weight", "layers.2.weight"} == kept.keys()
+    assert found.density == pytest.approx((0.25 + 1.0 + sum(kept.values())) / 4)
+    assert found.density <= 0.6
+    assert {"layers.3.weight": "ignored by 'layers.3.weight'"} == found.left
+    assert 0 == found.speed
+
+
+def test_a_pattern_that_was_set_brings_its_own_speed(program: Program) -> None:
+    given = program.replace(sites=program.sites.with_targets({"layers.0.weight": "1:4"}))
+    with_one, without = (choose(one, Formula(), asked(1.05)) for one in (given, program))
+
+    assert "layers.0.weight" not in with_one.patterns
+    assert with_one.speed >= 1.05
+    assert with_one.quality >= without.quality * 0.97
 
 
 def test_a_speedup_out_of_reach_says_the_most_and_why(program: Program) -> None:
     with pytest.raises(SparsecError, match=r"1000x cannot be reached: the most is .*outside the sites") as error:
-        choose(program, Formula(), 1000, 64, candidates=CANDIDATES)
+        choose(program, Formula(), asked(1000))
     assert 1 == error.value.exit_code
 
 
+def test_a_latency_out_of_reach_says_the_least(program: Program) -> None:
+    with pytest.raises(SparsecError, match=r"latency 1e-05 ms cannot be reached: the least is .* ms at 64 tokens"):
+        choose(program, Formula(), asked(1e-5, "latency"))
+
+
+def test_a_latency_that_dense_meets_asks_for_nothing(program: Program) -> None:
+    with pytest.raises(UsageError, match="asks for nothing: the dense model takes"):
+        choose(program, Formula(), asked(1e9, "latency"))
+
+
 @pytest.mark.parametrize("speedup", [1.0, 0.0, -2.0, math.nan, math.inf])
-def test_a_speedup_that_asks_for_nothing_is_refused(program: Program, speedup: float) -> None:
+def test_a_speedup_that_asks_for_nothing_is_refused(speedup: float) -> None:
     with pytest.raises(UsageError, match="expected a number above 1"):
-        choose(program, Formula(), speedup, 64)
+        asked(speedup)
+
+
+def test_an_objective_without_its_data_is_refused(program: Program) -> None:
+    with pytest.raises(UsageError, match="looks at calibration data, and there is none; give --calib"):
+        choose(program, None, asked(0.5, "density", objective="reconstruction"))
 
 
 def test_sites_without_kernel_stay_dense_with_the_reason(program: Program) -> None:
     name = program.sites.sites[0].name
-    found = choose(program, Formula(without=(name,)), 1.05, 64, candidates=CANDIDATES)
+    found = choose(program, Formula(without=(name,)), asked(1.05))
 
     assert name not in found.patterns
     assert {name: "no kernel"} == found.left
@@ -82,50 +138,40 @@ def test_sites_without_kernel_stay_dense_with_the_reason(program: Program) -> No
 def test_no_kernel_at_all_is_an_error(program: Program) -> None:
     names = tuple(site.name for site in program.sites)
     with pytest.raises(SparsecError, match="no candidate has a sparse kernel here: no kernel"):
-        choose(program, Formula(without=names), 1.5, 64, candidates=CANDIDATES)
+        choose(program, Formula(without=names), asked(1.5))
+
+
+def test_a_backend_that_predicts_no_speed_says_so(program: Program) -> None:
+    with pytest.raises(UsageError, match="backend onnx predicts no speed; ask for --backend kernel"):
+        choose(program, PlansOnly(), asked(1.5))
 
 
 def test_of_equal_cost_the_smallest_strip_is_taken(program: Program) -> None:
-    found = choose(program, Formula(), 1.05, 64, candidates=("64:2:8", "16:2:8"), uniform=True)
+    found = choose(program, Formula(), asked(1.05, uniform=True, candidates=("64:2:8", "16:2:8")))
 
     assert {"16:2:8"} == set(found.patterns.values())
 
 
-@pytest.mark.parametrize("rows", [1, 100, 256, 257, 1000])
-def test_the_retained_score_is_a_share_and_near_the_exact_one(rows: int) -> None:
-    score = torch.rand(1, rows, 40, generator=torch.Generator().manual_seed(rows))
-    pattern = Pattern.parse("2:4")
-    mask = pattern.mask(pattern.project(score), 40)
-
-    assert retained(pattern, score) == pytest.approx(float(score[mask].sum() / score.sum()), rel=0.02)
+def test_kernels_slower_than_dense_are_no_options(program: Program) -> None:
+    with pytest.raises(SparsecError, match="cannot be reached: the most is"):
+        choose(program, Formula(fixed=1e3), asked(1.05))
 
 
-@st.composite
-def tables(draw: st.DrawFn) -> dict[str, list[Option]]:
-    """Sites with options: dense loses nothing and is slowest."""
-    number = st.floats(0.01, 1)
-    table = {}
-    for site in range(draw(st.integers(1, 5))):
-        scale = draw(number)
-        options = [Option(text, scale * draw(number), draw(number)) for text in ("a", "b")]
-        table[str(site)] = [Option(None, scale * 1.1, 0.0), *options]
-    return table
+def test_the_paper_takes_the_smallest_m_that_is_fast_enough(program: Program) -> None:
+    found = choose(program, Formula(), asked(1.05, mode="paper"))
+    (text,) = set(found.patterns.values())
+
+    assert found.speed >= 1.05
+    assert text is not None
+    assert text.startswith("16:2:")  # of equal M, the smallest V has the most masks
+    assert 4 == len(found.considered)
+    assert found.front == ()
 
 
-@given(tables(), st.floats(1.01, 5), st.booleans())
-def test_the_cheapest_is_fast_enough_where_anything_is(table: dict, speedup: float, uniform: bool) -> None:
-    rest = 0.5
-    dense = rest + sum(options[0].seconds for options in table.values())
-    made = {text: Prediction(1, dense, rest, ()) for text in ("a", "b")}
-    chosen = _cheapest(table, made, speedup, uniform)
+def test_the_front_loses_more_the_faster_it_is(program: Program) -> None:
+    found = choose(program, Formula(), asked(1.1)).front
 
-    spent = rest + sum(one.seconds for one in chosen.values())
-    same = [rest + sum(options[i].seconds for options in table.values()) for i in (1, 2)]
-    fastest = rest + sum(min(one.seconds for one in options) for options in table.values())
-    reachable = min(same) if uniform else fastest
-    assert table.keys() == chosen.keys()
-    assert spent <= max(dense / speedup, reachable) * (1 + 1e-9)
-    if not uniform:
-        fitting = [i for i in (1, 2) if same[i - 1] <= dense / speedup]
-        lost = sum(one.lost for one in chosen.values())
-        assert all(lost <= sum(options[i].lost for options in table.values()) + 1e-9 for i in fitting)
+    assert len(found) > 2
+    for one, other in itertools.pairwise(found):
+        assert one.speed > other.speed
+        assert one.figure < other.figure

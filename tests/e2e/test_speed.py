@@ -99,6 +99,59 @@ def test_select_writes_a_recipe_that_compile_takes(model: str, tmp_path: Path) -
     assert "'*'" in run("compile", "--recipe", str(recipe), "--dry-run")
 
 
+def test_select_under_a_density_tells_other_budgets_and_draws_them(model: str, tmp_path: Path) -> None:
+    plot = tmp_path / "front.svg"
+    args = ("select", model, "--density", "0.4", "--layer", "re:query=2:8", "--plot", str(plot))
+    found, text = as_json(*args), " ".join(run(*args).split())
+
+    assert found["density"] <= 0.4
+    assert all("query" not in name for name in found["patterns"])
+    assert "2:8" == found["recipe"]["targets"]["re:query"]
+    assert {"density", "retained", "patterns"} == found["front"][0].keys()
+    assert "% of the weights stay" in text
+    assert "what other budgets would give" in text
+    assert "retained score" in plot.read_text()
+
+
+@pytest.mark.parametrize("objective", ["reconstruction", "sensitivity"])
+def test_select_can_look_at_calibration_data(model: str, tmp_path: Path, objective: str) -> None:
+    data = tmp_path / "ids.jsonl"
+    data.write_text("".join(json.dumps({"input_ids": [i, 7, 3, 9, 4, 2]}) + "\n" for i in range(8)))
+    args = ("--objective", objective, "--calib", str(data), "--num-calibration-samples", "8")
+    found = as_json("select", model, "--budget", "density=0.5", "--patterns", "2:4,1:4", *args)
+
+    key = "error" if objective == "reconstruction" else "retained_sensitivity"
+    assert 0 < found[key] < 1
+    assert str(data) == found["recipe"]["calib"]
+
+
+def test_select_by_the_paper_tells_what_it_weighed(model: str) -> None:
+    args = ("select", model, "--density", "0.3", "--mode", "paper")  # the pooler counts, and stays
+
+    assert {"16:2:8", "32:2:8", "64:2:8", "128:2:8"} == as_json(*args)["considered"].keys()
+    assert "64:2:8 0.2323" in " ".join(run(*args).split())
+
+
+def test_target_speedup_is_shorthand_for_a_choice(model: str) -> None:
+    args = ("compile", model, "--target-speedup", "1.02", "--layer", "re:query=2:8", "--tokens", "32", "--dry-run")
+    found = as_json(*args)
+
+    assert "choose-vm{speedup=1.02, tokens=32, objective=reconstruction} | oneshot" == found["passes"]
+    assert "choose-vm{speedup=1.02, tokens=32} | mask | freeze" == as_json(*args, "--solver", "none")["passes"]
+    assert {"re:query": "2:8"} == found["targets"]
+
+
+def test_a_compile_for_a_speedup_stores_what_was_chosen(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "a.sparsec"
+    args = ("--target-speedup", "1.02", "--score", "magnitude", "--ignore", "re:query", "-o", str(out))
+    run("compile", model, *args)
+    stored = Recipe.read(out / "manifest.json")
+
+    assert "choose-vm" not in stored.passes
+    assert "ignore" == stored.targets["re:query"]
+    assert any(text != "ignore" for text in stored.targets.values())
+
+
 @pytest.mark.parametrize(
     ("args", "code", "part"),
     [
@@ -107,6 +160,16 @@ def test_select_writes_a_recipe_that_compile_takes(model: str, tmp_path: Path) -
         (("explain", "MODEL", "--pattern", "3:2"), 2, "N is the number kept"),
         (("select", "MODEL", "--speedup", "900"), 1, "900x cannot be reached: the most is"),
         (("select", "MODEL", "--speedup", "1"), 2, "expected a number above 1"),
+        (("select", "MODEL"), 2, "expected one budget: --speedup 1.5"),
+        (("select", "MODEL", "--speedup", "2", "--density", "0.5"), 2, "found speedup 2.0, density 0.5"),
+        (("select", "MODEL", "--budget", "density=much"), 2, "'much' is no number"),
+        (("select", "MODEL", "--density", "0.5", "--objective", "luck"), 2, "expected retained or reconstruction"),
+        (("select", "MODEL", "--density", "0.5", "-o", "/nowhere/r.yaml"), 2, "cannot be written; expected a file"),
+        (("select", "MODEL", "--density", "0.5", "--mode", "paper", "--plot", "a.svg"), 2, "leave --plot out"),
+        (("select", "MODEL", "--density", "0.5", "--patterns", "2:4,x"), 2, "'x' cannot be read"),
+        (("compile", "MODEL", "--pattern", "2:4", "--target-speedup", "2"), 2, "give one of them"),
+        (("compile", "MODEL", "--target-speedup", "0.5"), 2, "expected a number above 1"),
+        (("compile", "MODEL"), 2, "--target-speedup 1.5, or a --recipe"),
         (("compile", "MODEL", "--pattern", "2:4", "--tokens", "9-1"), 2, "expected LOW-HIGH such as 1-512"),
         (("compile", "MODEL", "--passes", "mask{pattern=2:4} | freeze", "--drop-slow"), 2, "--drop-slow must know"),
     ],

@@ -15,7 +15,7 @@ from sparsec.passes.lower import Lower
 from sparsec.pipeline import CLOSE, Note, relative_difference
 
 ROUNDED = 3e-2  # two small layers whose weights, and for int8 V:N:M activations, keep 7 bits and more
-PATTERNS = ["2:4", "1:4", "2:5", "3:2:5", "64:2:8", "unstructured:0.7"]
+PATTERNS = ["2:4", "1:4", "2:5", "3:2:5", "64:2:8", "4:2:5@strip", "unstructured:0.7"]
 
 
 def frozen(net: type[nn.Module] = Residual, pattern: str = "2:4") -> Program:

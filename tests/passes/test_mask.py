@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from models import Classifier, Encoder, Residual, Tied, made, random
 
 from sparsec import Pass, PassManager, Program, _fx, trace
+from sparsec.data import Calibration
 from sparsec.errors import PatternError, RecipeError, UsageError
 from sparsec.passes.mask import Mask
 from sparsec.pattern import Pattern
-from sparsec.pipeline import Note
+from sparsec.pipeline import Context, Note
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 ONE_ROUNDING = 1e-6  # the retained share is computed in fp64 here, in fp64 sums of fp32 scores there
-PATTERNS = ["2:4", "1:4", "2:8", "4:8", "2:5", "3:2:5", "64:2:8", "unstructured:0.7"]
+PATTERNS = ["2:4", "1:4", "2:8", "4:8", "2:5", "3:2:5", "64:2:8", "4:2:5@strip", "unstructured:0.7"]
+
+
+DATA = Calibration(tuple({"x": random(20, 5, seed=seed)} for seed in range(3)), "made here", "0" * 64, 60)
 
 
 def run(program: Program, *passes: Pass) -> Program:
-    return PassManager(passes).run(program)
+    return PassManager(passes).run(program, Context(resources={"calibration": DATA}))
 
 
 def traced(targets: dict[str, str] | None = None) -> Program:
@@ -110,6 +115,52 @@ def test_the_program_reads_as_stored() -> None:
     program = run(trace(net, (random(2, 5),)), Mask("64:2:5"))
 
     assert (GOLDEN / "tiny.txt").read_text() == program.dump()
+
+
+# Scores from data -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("score", ["wanda", "ria", "obs", "taylor", "fisher", "seven"])
+def test_every_score_gives_legal_masks_and_leaves_weights_as_they_are(score: Any, pattern: str) -> None:
+    program = run(traced(), Mask(pattern, score))
+    for name, weight in made(Residual).named_parameters():
+        assert torch.equal(weight, _fx.get_tensor(program.module, name))
+    for site in program.sites:
+        assert site.pattern is not None and site.selection is not None and site.mask is not None
+        mask = _fx.get_tensor(program.module, site.mask)
+        assert torch.equal(site.pattern.mask(site.selection, site.shape[2])[0], mask)
+        assert 0 == site.pattern.violations_of(mask[None].float(), site.selection).count
+
+
+def test_wanda_keeps_the_largest_products_on_the_inputs_that_masked_layers_give() -> None:
+    program, net = run(traced(), Mask("2:4", "wanda")), made(Residual)
+    x = torch.cat([batch["x"] for batch in DATA.batches])
+    with torch.no_grad():
+        for name, layer in (("up.weight", net.up), ("down.weight", net.down)):
+            score = layer.weight.abs() * x.square().mean(0).sqrt()
+            mask = Pattern.parse("2:4").mask(Pattern.parse("2:4").project(score), layer.in_features)[0]
+            assert torch.equal(mask, _fx.get_tensor(program.module, f"{name}_mask"))
+            retained = program.sites[name].retained
+            assert pytest.approx(float(score[mask].sum() / score.sum()), rel=1e-5) == retained
+            x = torch.nn.functional.gelu(torch.nn.functional.linear(x, layer.weight.where(mask, 0.0), layer.bias))
+
+
+@pytest.mark.parametrize("score", ["magnitude", "wanda"])
+@pytest.mark.parametrize("normalise", ["none", "row", "rank"])
+def test_normalised_scores_choose_legal_columns(score: Any, normalise: Any) -> None:
+    program = run(traced(), Mask("4:2:5", score, normalise=normalise))
+
+    for site in program.sites:
+        mask = _fx.get_tensor(program.module, str(site.mask))
+        assert 0 == Pattern.parse("4:2:5").violations(mask[None].float()).count
+
+
+def test_a_score_that_looks_at_inputs_needs_data_and_magnitude_does_not() -> None:
+    PassManager((Mask("2:4"),)).run(traced())
+
+    with pytest.raises(UsageError, match="pass mask needs calibration data"):
+        PassManager((Mask("2:4", "wanda"),)).run(traced())
 
 
 # Does not fire --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""The hf backend: a Hugging Face folder with exact zeros in place."""

@@ -1,0 +1,278 @@
+"""Prune one matrix: the damped least-squares problem that it stands for, and the solvers by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, get_args
+
+from sparsec.columns import Solver as Columns
+from sparsec.errors import PatternError, SparsecError
+from sparsec.oneshot import refit
+from sparsec.oneshot.alps import alps
+from sparsec.oneshot.moments import Moments, Need
+from sparsec.oneshot.scores import SCORES, Facts, Normalise, Score, normalised
+from sparsec.oneshot.selecting import Projection, selection_of
+from sparsec.oneshot.sweep import sweep, sweep_strips
+from sparsec.pattern import NM, VNM, Pattern, Strip
+from sparsec.selection import Selection
+from sparsec.strips import strip_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Solver = Literal["none", "refit", "sparsegpt", "alps"]
+"""none: the score's mask, weights as they are. refit: the score's mask, kept weights by least squares. sparsegpt, alps:
+masks and weights of their own."""
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
+Calibration = Literal["asymmetric", "sequential", "independent"]
+"""Inputs of the pruned layers before it and outputs of the dense model; both of the pruned layers; both dense."""
+_RAISES = 5  # times that damping is multiplied by 10 before a singular Gram matrix is given up
+_SMALL = 1 << 13  # weights of a matrix for which magnitude is tried as well
+_ROWS = 64  # of a layer whose error is computed: all rows would cost as much as a sweep
+
+
+@dataclass(frozen=True)
+class Method:
+    """How weights are chosen and changed."""
+
+    solver: Solver = "alps"
+    score: Score = "magnitude"
+    columns: Columns = "greedy"
+    normalise: Normalise = "none"
+    calibration: Calibration = "asymmetric"
+    damping: float = 0.01
+    """Share of the mean square input that is added to the diagonal of the Gram matrix."""
+    refit: bool = True
+    """End sparsegpt with a least-squares refit of all kept weights."""
+    bias: bool = True
+    """Correct biases for what pruning does to a layer's mean output."""
+
+    @property
+    def need(self) -> Need | None:
+        """The moments to measure, if any."""
+        if self.solver == "none":
+            needs = SCORES[self.score].needs
+            return "gram" if needs == "gram" else "squares" if needs == "squares" else None
+        return "cross" if self.calibration == "asymmetric" else "gram"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it looks at any calibration data."""
+        return self.need is not None or SCORES[self.score].needs == "gradients"
+
+
+def misfit(pattern: Pattern | None, solver: Solver) -> str | None:
+    """Why a solver cannot prune to a pattern, or None."""
+    if solver != "sparsegpt" or isinstance(pattern, (NM, VNM, Strip)):
+        return None
+    return f"{pattern}: solver sparsegpt needs groups of columns (N:M or V:N:M); use alps or refit"
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A pruned matrix: weight (rows, cols) with zeros in place, its selection (batch 1), and what is to be reported."""
+
+    weight: Tensor
+    selection: Selection
+    bias_shift: Tensor | None
+    """(rows,) to add to the bias."""
+    retained: float
+    """Share of the summed score (of the magnitude where the solver has no score) that is kept."""
+    error: float | None
+    """||x W^T - x W0^T|| / ||x W0^T|| on the calibration inputs, with the pruned layers before it."""
+    note: str = ""
+
+
+def solve(
+    weight: Tensor, pattern: Pattern, method: Method, moments: Moments | None, gradients: Tensor | None, bias: bool
+) -> Solved:
+    """Prune `weight` (rows, cols) to `pattern`. `bias`: whether the layer has a bias that may change.
+
+    Raises PatternError where a result breaks the pattern, SparsecError where the Gram matrix stays singular.
+    """
+    import torch
+
+    dense, bias = weight.float(), bias and method.bias and method.solver != "none"
+    damping, note = method.damping, ""
+    for _ in range(_RAISES):
+        problem = None if moments is None else _Problem(dense, moments, damping, bias)
+        try:
+            kept, selection, retained = _solved(problem, pattern, method, Facts(dense, moments, gradients))
+            break
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            damping *= 10
+            note = f"the Gram matrix of its inputs is singular; damping was raised to {damping:g}"
+    else:
+        raise SparsecError(f"the Gram matrix of its inputs stays singular with damping {damping / 10:g}")
+    kept = kept.where(pattern.mask(selection, weight.shape[1])[0], 0.0).to(weight.dtype)
+    _check(kept, pattern, selection)
+    if method.solver == "none" or problem is None:
+        return Solved(kept, selection, None, retained, None, note or (problem.note if problem else ""))
+    shift = problem.bias_shift(kept.float()) if bias else None
+    return Solved(kept, selection, shift, retained, problem.error(kept.float()), note or problem.note)
+
+
+class _Problem:
+    """minimise tr((W - Q) H (W - Q)^T): W the weight that is best when nothing is pruned, H the damped Gram matrix."""
+
+    def __init__(self, dense: Tensor, moments: Moments, damping: float, bias: bool) -> None:
+        self.dense = dense
+        self.moments = moments.centred() if bias and moments.gram.dim() == 2 else moments
+        level = float(self.moments.squares.mean())
+        self.note = ""
+        if not level > 0:
+            self.note, level = "its inputs are always 0, so weights were chosen by magnitude", 1.0
+        self._ridge = damping * level
+
+    @cached_property
+    def hessian(self) -> Tensor:
+        return _plus_ridge(self.moments.gram, self._ridge)
+
+    @cached_property
+    def target(self) -> Tensor:
+        """W H."""
+        cross = self.moments.cross
+        return self.dense @ (self.hessian if cross is None else _plus_ridge(cross.T, self._ridge))
+
+    @cached_property
+    def best(self) -> Tensor:
+        """W."""
+        import torch
+
+        if self.moments.cross is None:
+            return self.dense
+        return torch.cholesky_solve(self.target.T, self._factor).T
+
+    @cached_property
+    def inverse_diagonal(self) -> Tensor:
+        """Of H^-1, (cols,)."""
+        import torch
+
+        return torch.cholesky_inverse(self._factor).diagonal().clamp(min=1e-30)
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        import torch
+
+        factor: Tensor = torch.linalg.cholesky(self.hessian)
+        return factor
+
+    def lost(self, kept: Tensor) -> float:
+        """What is minimised, less what all Q have in common."""
+        wide = kept.double()
+        return float(((wide @ self.hessian.double() - 2 * self.target.double()) * wide).sum())
+
+    def bias_shift(self, kept: Tensor) -> Tensor:
+        before = self.moments.mean if self.moments.dense_mean is None else self.moments.dense_mean
+        return (self.dense.double() @ before - kept.double() @ self.moments.mean).float()
+
+    def error(self, kept: Tensor) -> float:
+        """Of the outputs, relative: exact for up to _ROWS rows, else of so many evenly spread ones.
+
+        |x Q - x W|, also where |x Q - x0 W| is minimised: |x0 W| would need one more Gram matrix.
+        """
+        import torch
+
+        rows = torch.linspace(0, len(kept) - 1, min(_ROWS, len(kept))).long()
+        kept, dense = kept[rows].double(), self.dense[rows].double()
+        gram, moved = self.moments.gram.double(), kept - dense
+        energy, lost = (float(((part @ gram) * part).sum()) for part in (dense, moved))
+        return math.sqrt(max(lost, 0.0) / max(energy, 1e-30))
+
+
+def _plus_ridge(matrix: Tensor, ridge: float) -> Tensor:
+    damped = matrix.clone()
+    damped.diagonal().add_(ridge)
+    return damped
+
+
+def _by_score(
+    weight: Tensor, problem: _Problem | None, pattern: Pattern, method: Method, facts: Facts
+) -> tuple[Selection, float]:
+    import torch
+
+    entry = SCORES[method.score]
+    if entry.needs == "gram":
+        assert problem is not None
+        facts = dataclasses.replace(facts, inverse=problem.inverse_diagonal)
+    score = normalised(entry.function(weight, facts), method.normalise)
+    if not bool(score.any()):  # no input, or no gradient, ever: not the first columns, but the largest weights
+        score = weight.abs()
+    selection = pattern.project(score, method.columns)
+    total = float(score.sum(dtype=torch.float64))
+    kept = float((score * pattern.mask(selection, weight.shape[1])[0]).sum(dtype=torch.float64))
+    return selection, kept / total if total else 1.0
+
+
+_Result = tuple["Tensor", Selection, float]
+_Solve = Callable[["_Problem | None", Pattern, Method, Facts], _Result]
+
+
+def _none(problem: _Problem | None, pattern: Pattern, method: Method, facts: Facts) -> _Result:
+    return facts.weight, *_by_score(facts.weight, problem, pattern, method, facts)
+
+
+def _refit(problem: _Problem | None, pattern: Pattern, method: Method, facts: Facts) -> _Result:
+    assert problem is not None
+    selection, retained = _by_score(problem.best, problem, pattern, method, facts)
+    mask = pattern.mask(selection, problem.best.shape[1])[0]
+    return refit.solve(problem.target, problem.hessian, mask, problem.best), selection, retained
+
+
+def _sparsegpt(problem: _Problem | None, pattern: Pattern, method: Method, facts: Facts) -> _Result:
+    assert problem is not None
+    columns = None
+    if isinstance(pattern, Strip):
+        columns = strip_columns(problem.best.square() / problem.inverse_diagonal, pattern.v, pattern.m)
+        kept, mask = sweep_strips(problem.best, problem.hessian, pattern, columns)
+    elif isinstance(pattern, (NM, VNM)):
+        kept, mask = sweep(problem.best, problem.hessian, pattern)
+    else:
+        raise PatternError(str(misfit(pattern, method.solver)))
+    if method.refit:
+        kept = refit.solve(problem.target, problem.hessian, mask, kept)
+    return kept, selection_of(pattern, mask, columns), _retained(problem.dense, mask)
+
+
+def _alps(problem: _Problem | None, pattern: Pattern, method: Method, facts: Facts) -> _Result:
+    assert problem is not None
+    project = Projection(pattern, "l1")  # of squares: the columns of a Euclidean projection, which ADMM asks for
+    kept, mask = alps(problem.dense, problem.hessian, problem.target, project)
+    return kept, selection_of(pattern, mask, project.columns), _retained(problem.dense, mask)
+
+
+def _retained(weight: Tensor, mask: Tensor) -> float:
+    import torch
+
+    total = float(weight.abs().sum(dtype=torch.float64))
+    return float((weight.abs() * mask).sum(dtype=torch.float64)) / total if total else 1.0
+
+
+_SOLVE: dict[Solver, _Solve] = {"none": _none, "refit": _refit, "sparsegpt": _sparsegpt, "alps": _alps}
+
+
+def _solved(problem: _Problem | None, pattern: Pattern, method: Method, facts: Facts) -> _Result:
+    """What the solver finds; for a small matrix, that of largest magnitudes with a refit where it loses less.
+
+    Solvers are greedy. With few rows and groups they may be unlucky (1 in 100 of up to 24 x 64 weights, by up to 2x);
+    with more, what they gain on average is far above it, and comparing would only cost time.
+    """
+    found = _SOLVE[method.solver](problem, pattern, method, facts)
+    if problem is None or method.solver not in ("sparsegpt", "alps") or problem.dense.numel() > _SMALL:
+        return found
+    plain = dataclasses.replace(method, score="magnitude", normalise="none", columns="greedy")
+    other = _refit(problem, pattern, plain, facts)
+    return min(found, other, key=lambda result: problem.lost(result[0]))
+
+
+def _check(kept: Tensor, pattern: Pattern, selection: Selection) -> None:
+    import torch
+
+    if not bool(torch.isfinite(kept.sum(dtype=torch.float64))):
+        raise SparsecError("the solver gave NaN or Inf; raise damping, or give more calibration data")
+    if (broken := pattern.violations_of(kept[None], selection)).count:
+        raise PatternError(f"the solver broke {pattern} in {broken.count} places, first {broken.first[0]}")

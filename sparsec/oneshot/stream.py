@@ -1,0 +1,99 @@
+"""Run a graph for many batches side by side, up to a node, keeping only the values that are still needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sparsec import _fx
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import GraphModule, Node
+
+
+class Stream:
+    """All batches, each run as far as the same node.
+
+    1. Between two stops one batch is run after the other, so what lives only between them exists for one batch.
+    2. A value is dropped after its last use.
+    3. Whatever depends on parameters only is computed when it is used: a weight may change until then.
+    """
+
+    def __init__(self, module: GraphModule, batches: Sequence[Sequence[Tensor]]) -> None:
+        self._module = module
+        self._order = list(module.graph.nodes)
+        self._at = 0
+        self._place = {node: i for i, node in enumerate(self._order)}
+        self._deferred = _weights_only(self._order)
+        uses: dict[Node, int] = {}
+        for node in self._order:
+            for operand in node.all_input_nodes:
+                uses[operand] = self._place[node]
+        self._dropped_after: dict[int, list[Node]] = {}
+        for operand, last in uses.items():
+            self._dropped_after.setdefault(last, []).append(operand)
+        inputs = [node for node in self._order if node.op == "placeholder"]
+        self._values: list[dict[Node, Any]] = [dict(zip(inputs, batch, strict=True)) for batch in batches]
+
+    def fork(self) -> Stream:
+        """Another stream at the same node with the same values."""
+        twin = object.__new__(Stream)
+        twin.__dict__ = {**self.__dict__, "_values": [dict(values) for values in self._values]}
+        return twin
+
+    def on(self, module: GraphModule) -> Stream:
+        """This stream, with the parameters of another copy of the same graph from here on."""
+        self._module = module
+        return self
+
+    def advance(self, until: Node) -> None:
+        """Run every node before `until` that has not run yet."""
+        import torch
+
+        end = self._place[until]
+        with torch.no_grad():
+            for values in self._values:  # rule 1
+                for i in range(self._at, end):
+                    self._run(self._order[i], i, values)
+        self._at = max(self._at, end)
+
+    def values(self, node: Node) -> Iterator[Any]:
+        """What a node gave, batch by batch; it must still be needed."""
+        for values in self._values:
+            yield self._value(node, values)
+
+    def arguments(self, node: Node) -> Iterator[tuple[Any, ...]]:
+        """The arguments that a node is about to be called with, batch by batch."""
+        for values in self._values:
+            yield self._mapped(node.args, values)
+
+    def _run(self, node: Node, place: int, values: dict[Node, Any]) -> None:
+        if node.op == "call_function" and node not in self._deferred:
+            target: Any = node.target
+            values[node] = target(*self._mapped(node.args, values), **self._mapped(node.kwargs, values))
+        for operand in self._dropped_after.get(place, ()):
+            values.pop(operand, None)  # rule 2
+
+    def _mapped(self, arguments: Any, values: dict[Node, Any]) -> Any:
+        from torch.fx import map_arg
+
+        return map_arg(arguments, lambda node: self._value(node, values))
+
+    def _value(self, node: Node, values: dict[Node, Any]) -> Any:
+        if node in values:
+            return values[node]
+        if node.op == "get_attr":
+            return _fx.get_tensor(self._module, str(node.target))
+        target: Any = node.target  # rule 3
+        return target(*self._mapped(node.args, values), **self._mapped(node.kwargs, values))
+
+
+def _weights_only(order: Sequence[Node]) -> set[Node]:
+    """The nodes that read parameters and nothing that depends on an input."""
+    found: set[Node] = set()
+    for node in order:
+        operands = node.all_input_nodes
+        if node.op == "get_attr" or (node.op == "call_function" and operands and found.issuperset(operands)):
+            found.add(node)
+    return found

@@ -1,0 +1,70 @@
+"""What must hold of a selection before anything relies on it: types, shapes, index ranges, orders."""
+
+from __future__ import annotations
+
+from sparsec.errors import ArtifactError
+from sparsec.pattern import NM, Pattern, SharedColumns, Strip, Unstructured
+from sparsec.selection import Selection
+
+
+def check_selection(pattern: Pattern, selection: Selection, shape: tuple[int, int, int], where: str) -> None:
+    """Raise ArtifactError unless a selection has the types, shapes and index ranges that `Selection` says."""
+    import torch
+
+    batch, rows, cols = shape
+    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    if isinstance(pattern, (NM, SharedColumns)):
+        expected["positions"] = (batch, rows, pattern.groups(cols), pattern.n), torch.uint8
+    else:
+        expected["positions"] = shape, torch.uint8
+    if isinstance(pattern, SharedColumns):
+        kind = torch.int32 if isinstance(pattern, Strip) else torch.uint8
+        expected["columns"] = (batch, pattern.strips(rows), pattern.groups(cols), 4), kind
+    found = {name: (tuple(table.shape), table.dtype) for name, table in selection.tensors().items()}
+    if found != expected:
+        raise ArtifactError(f"{where}: a selection of {pattern} must hold {expected}, found {found}")
+    if not isinstance(pattern, Unstructured):
+        check_indices(pattern, selection, shape, where)
+
+
+def check_indices(pattern: Pattern, selection: Selection, shape: tuple[int, int, int], where: str) -> None:
+    """Raise ArtifactError unless positions and columns, of the right shapes, are in range and in their order."""
+    positions, cols = selection.positions.short(), shape[2]
+    slots = 4 if isinstance(pattern, SharedColumns) else pattern.m  # type: ignore[attr-defined]
+    if bool((positions >= slots).any()) or bool((positions.diff(dim=3) <= 0).any()):
+        raise ArtifactError(f"{where}: positions must be ascending and below {slots}")
+    if isinstance(pattern, SharedColumns):
+        _check_columns(selection, pattern, cols, where)
+        if bool((positions[:, :, -1] >= max(pattern.real_slots(cols), pattern.n)).any()):
+            raise ArtifactError(f"{where}: a position of the tail group names padding though real columns are left")
+
+
+def _check_columns(selection: Selection, pattern: SharedColumns, cols: int, where: str) -> None:
+    assert selection.columns is not None
+    columns, real = selection.columns.int(), pattern.real_slots(cols)
+    if isinstance(pattern, Strip):
+        in_range, rule = bool(((columns >= 0) & (columns < cols)).all()), f"columns must be below {cols}"
+    else:
+        tail = cols - (pattern.groups(cols) - 1) * pattern.m
+        in_range = bool((columns < pattern.m).all()) and bool((columns[:, :, -1] < tail).all())
+        rule = f"offsets must be below {pattern.m} (tail {tail})"
+    if not in_range:
+        raise ArtifactError(f"{where}: a column index is out of range: {rule}")
+    # Those that are left in the tail of a window are all kept, so its last one is its last column.
+    padded_ok = bool((columns[:, :, -1, real:] == columns[:, :, -1, real - 1 : real]).all())
+    ascending = bool((columns[:, :, :-1].diff(dim=3) > 0).all()) and bool(
+        (columns[:, :, -1, :real].diff(dim=2) > 0).all()
+    )
+    if not (ascending and padded_ok):
+        raise ArtifactError(f"{where}: the columns of a block must be ascending")
+    if isinstance(pattern, Strip):
+        _check_strip_groups(selection, pattern, cols, where)
+
+
+def _check_strip_groups(selection: Selection, pattern: Strip, cols: int, where: str) -> None:
+    assert selection.columns is not None
+    if bool(pattern.shared_twice(selection, cols).any()):
+        raise ArtifactError(f"{where}: a column is in two groups of a strip")
+    ordered = selection.columns[:, :, : -1 if pattern.real_slots(cols) < 4 else None, 0]
+    if bool((ordered.diff(dim=2) <= 0).any()):
+        raise ArtifactError(f"{where}: the groups of a strip must be in the order of their first columns")

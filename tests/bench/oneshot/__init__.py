@@ -1,0 +1,1 @@
+"""What tests/bench/peers.py is made of: flows of each tool, one process a run, and the evaluation common to all."""

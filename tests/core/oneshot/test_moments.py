@@ -1,0 +1,107 @@
+"""Second moments of inputs, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from core.oneshot.problems import inputs
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparsec.errors import SparsecError
+from sparsec.oneshot import moments
+from sparsec.oneshot.moments import Collector, Moments, Need
+
+FP32_PRODUCTS = 2e-6  # relative to the largest entry: fp32 sums of a few hundred products
+X, X0 = inputs(200, 7), inputs(200, 7, seed=1)
+
+
+def collect(need: Need, *parts: tuple[Tensor, Tensor]) -> Moments:
+    collector = Collector(parts[0][0].shape[1], need)
+    for x, x0 in parts:
+        collector.add(x, x0)
+    return collector.finish("here")
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    return float((found.double() - expected).abs().max()) <= FP32_PRODUCTS * float(expected.abs().max())
+
+
+@given(st.lists(st.integers(0, 60), max_size=3))
+def test_moments_are_those_of_float64_however_tokens_are_split(sizes: list[int]) -> None:
+    sizes = [*sizes, 200 - sum(sizes)]
+    parts = list(zip(X.split(sizes), X0.split(sizes), strict=True))
+    found, x, x0 = collect("cross", *parts), X.double(), X0.double()
+
+    assert found.cross is not None and found.dense_mean is not None
+    assert 200 == found.tokens
+    assert close(found.gram, x.T @ x / 200)
+    assert close(found.cross, x.T @ x0 / 200)
+    torch.testing.assert_close(found.mean, x.mean(0))
+    torch.testing.assert_close(found.dense_mean, x0.mean(0))
+
+
+def test_squares_are_the_diagonal_of_the_gram_matrix() -> None:
+    few, all_of_it = collect("squares", (X, X)), collect("gram", (X, X))
+
+    assert (7,) == few.gram.shape
+    assert close(few.squares, (X.double() ** 2).mean(0))
+    assert close(all_of_it.squares, (X.double() ** 2).mean(0))
+
+
+@pytest.mark.parametrize("cols", [6, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_and_chunks_give_the_same_matrix(monkeypatch: pytest.MonkeyPatch, cols: int, dtype: torch.dtype) -> None:
+    x, x0 = X[:, :cols].to(dtype), X0[:, :cols].to(dtype)
+    monkeypatch.setattr(moments, "_HALVES", 4)
+    monkeypatch.setattr(moments, "_CHUNK", 64)
+    found = collect("cross", (x, x0))
+
+    assert found.cross is not None
+    assert close(found.gram, x.double().T @ x.double() / 200)
+    assert close(found.cross, x.double().T @ x0.double() / 200)
+    assert torch.equal(found.gram, found.gram.T)
+
+
+def test_centred_moments_are_covariances() -> None:
+    shift = torch.linspace(-2, 2, 7)
+    found = collect("cross", (X + shift, X0 - shift)).centred()
+    x, x0 = X.double() - X.double().mean(0), X0.double() - X0.double().mean(0)
+    allowed = 10 * FP32_PRODUCTS * float((X + shift).square().max())  # the means were 2 and are taken off in fp32
+
+    assert found.cross is not None
+    assert float((found.gram - x.T @ x / 200).abs().max()) < allowed
+    assert float((found.cross - x.T @ x0 / 200).abs().max()) < allowed
+
+
+def test_without_a_dense_stream_the_centre_is_the_same() -> None:
+    found = collect("gram", (X + 1, X + 1)).centred()
+
+    assert found.cross is None
+    torch.testing.assert_close(found.gram.double(), torch.cov((X + 1).double().T, correction=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("need", ["squares", "gram", "cross"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_inputs_that_are_not_finite_are_named(need: Need, value: float) -> None:
+    bad = X.clone()
+    bad[3, 2] = value
+
+    with pytest.raises(SparsecError, match=r"here: its inputs hold NaN or Inf on the calibration data"):
+        collect(need, (bad, X0))
+
+
+def test_a_dense_stream_that_is_not_finite_is_named_too() -> None:
+    bad = X0.clone()
+    bad[3, 2] = float("nan")
+
+    with pytest.raises(SparsecError, match=r"here: its inputs hold NaN"):
+        collect("cross", (X, bad))
+
+
+def test_no_token_at_all_gives_zeros() -> None:
+    found = collect("gram", (X[:0], X[:0]))
+
+    assert 0 == found.tokens
+    assert not found.gram.any() and not found.mean.any()
