@@ -39,15 +39,17 @@ class Freeze(Pass):
             mask = site.view.to_matrices(_fx.get_tensor(program.module, site.mask))
             weight = site.read(program.module)
             folded = torch.where(mask, weight, 0.0)
-            _check(site, folded)  # rule 4
+            _check(site, mask, folded)  # rule 4
             site.write(program.module, folded)  # rule 1
             _fx.remove_mask(program.module, site.mask)  # rule 2
             changed.append(site.replace(mask=None))
         return PassResult(program.with_sites(changed), tuple(notes))
 
 
-def _check(site: Site, weight: torch.Tensor) -> None:
+def _check(site: Site, mask: torch.Tensor, weight: torch.Tensor) -> None:
     if site.pattern is None or site.selection is None:
+        return
+    if torch.equal(mask, site.pattern.mask(site.selection, site.shape[2])):
         return
     if found := site.pattern.violations_of(weight, site.selection).first:
         raise PassError(

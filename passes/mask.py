@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -75,14 +76,14 @@ class Mask(Pass):
 
     def _by_magnitude(self, program: Program, site: Site) -> Site:
         assert site.pattern is not None
-        weight = site.read(program.module)
-        if not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
+        size = site.read(program.module).abs()
+        total = float(size.sum(dtype=torch.float32))
+        if not math.isfinite(total):
             raise PatternError(f"{site.name}: the weight holds NaN or Inf; repair the checkpoint before pruning it")
-        score = normalised(weight.abs(), self.normalise)
-        selection = site.pattern.project(score, self.columns)
-        mask = site.pattern.mask(selection, site.shape[2])
-        total = float(score.sum(dtype=torch.float64))
-        retained = float((score * mask).sum(dtype=torch.float64)) / total if total else 1.0  # rule 4
+        score = normalised(size.float(), self.normalise)
+        selection, mask = site.pattern.choose(score, self.columns)
+        total = total if self.normalise == "none" else float(score.sum())
+        retained = float((score * mask).sum()) / total if total else 1.0  # rule 4
         return site.replace(selection=selection, retained=retained)
 
 

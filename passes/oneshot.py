@@ -21,7 +21,7 @@ class Oneshot(Pass):
 
     1. A site's pattern is the one it has, or `pattern` when no site has one.
     2. Layers are pruned in the order they run, each on what the pruned ones before it give (see `sparsec.oneshot`).
-    3. A tied weight is pruned once. A site that has been selected already is left alone; one without pattern is reported.
+    3. A tied weight is pruned once. A site that is selected already is left alone; one without pattern is reported.
     4. A site that no calibration sample reaches is an error, or stays dense with that reason (`unreached`).
     5. A program with masks is refused: afterwards zeros stand in the weights and nowhere else.
     """
@@ -41,7 +41,8 @@ class Oneshot(Pass):
     """How a score's V:N:M block chooses its 4 columns; sparsegpt and alps choose theirs by what they cost."""
     normalise: Normalise = "none"
     calibration: Calibration = "asymmetric"
-    damping: float = 0.01
+    damping: float = 0.1
+    """Share of the mean square input added to the Gram matrix: keeps few samples from being fitted too closely."""
     refit: bool = True
     """End sparsegpt with a refit."""
     bias: bool = True
@@ -51,7 +52,7 @@ class Oneshot(Pass):
 
     def __post_init__(self) -> None:
         if not self.damping > 0:
-            raise RecipeError(f"pass oneshot: damping is {self.damping:g}; expected a number above 0, such as 0.01")
+            raise RecipeError(f"pass oneshot: damping is {self.damping:g}; expected a number above 0, such as 0.1")
         if self.unreached not in ("fail", "dense"):
             raise RecipeError(f"pass oneshot: unreached is {self.unreached!r}; expected fail or dense")
 
@@ -75,8 +76,8 @@ class Oneshot(Pass):
         changed = list(found.sites.values())
         if found.unreached and self.unreached == "fail":  # rule 4
             raise UsageError(
-                f"{len(found.unreached)} sites see no token of the calibration data, the first is {found.unreached[0]}; "
-                "give more samples, leave them out with --ignore, or add --allow-dense"
+                f"{len(found.unreached)} sites see no token of the calibration data, the first is "
+                f"{found.unreached[0]}; give more samples, leave them out with --ignore, or add --allow-dense"
             )
         reason = "no calibration sample reaches it"
         changed += [sites[name].replace(pattern=None, excluded=reason) for name in found.unreached]

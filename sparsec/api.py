@@ -308,7 +308,7 @@ def _measure_quality(found: Any, dense: Program, loaded: Loaded, options: Option
 def _by_magnitude(
     program: Program, dense: Program, reports: Sequence[PassReport], loaded: Loaded
 ) -> dict[str, Any] | None:
-    """What plain magnitude pruning to the same patterns would have given, to compare with what calibration data gave."""
+    """What pruning by plain magnitude to the same patterns would have given, to compare with what calibration gave."""
     calibrated = any(report.text.partition("{")[0] == WITH_DATA for report in reports)
     if not calibrated or sum(p.nbytes for p in dense.module.parameters()) > _COMPARED_BYTES:
         return None

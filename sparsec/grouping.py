@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+MOST_COMPARED = 16  # entries of a group: more are sorted
+
+
 @dataclass(frozen=True)
 class Violations:
     """Where a weight breaks a pattern: how many places, and the first few in words."""
@@ -30,32 +33,48 @@ def largest(groups: Tensor, n: int) -> Tensor:
     """Offsets of the `n` largest entries of each group, ascending: (rows, groups, n) uint8. Lowest index wins ties."""
     import torch
 
-    m = groups.shape[2]
-    if m > 16:
+    if groups.shape[2] > MOST_COMPARED:
         order = groups.argsort(dim=2, descending=True, stable=True)
         return order[..., :n].sort(dim=2).values.to(torch.uint8)
-    # Counting who beats whom is several times faster than sorting many short groups, and each offset lies in a run of
-    # its own.
-    entries = groups.permute(2, 0, 1).contiguous().unbind(0)
-    beaten = torch.zeros(m, *groups.shape[:2], dtype=torch.uint8, device=groups.device)
+    return offsets_of(kept_of(groups.permute(2, 0, 1).contiguous(), n), n)
+
+
+def kept_of(entries: Tensor, n: int) -> Tensor:
+    """Scores of m <= MOST_COMPARED entries, (m, ...), each in a run of its own -> whether each is among the n largest.
+
+    Counting who beats whom is several times faster than sorting many short groups. Lowest index wins ties.
+    """
+    import torch
+
+    m = len(entries)
+    beaten = torch.zeros(entries.shape, dtype=torch.uint8, device=entries.device)
     for i in range(m):
         for j in range(i + 1, m):
             later_wins = entries[j] > entries[i]
-            beaten[i] += later_wins
-            beaten[j] += ~later_wins
-    kept = (beaten < n).to(torch.uint8)
-    offsets = torch.zeros(n, *groups.shape[:2], dtype=torch.uint8, device=groups.device)
-    before = torch.zeros_like(beaten[0])  # how many of the offsets below j are kept
+            beaten[i] += later_wins.view(torch.uint8)
+            beaten[j] += later_wins.logical_not_().view(torch.uint8)
+    return beaten < n
+
+
+def offsets_of(kept: Tensor, n: int) -> Tensor:
+    """(m, rows, groups) bool with n true in each group -> their offsets, ascending: (rows, groups, n) uint8."""
+    import torch
+
+    m, flags = len(kept), kept.view(torch.uint8)
+    offsets = torch.zeros(n, *kept.shape[1:], dtype=torch.uint8, device=kept.device)
+    before = torch.zeros_like(flags[0])  # how many of the offsets below j are kept
     for j in range(m):
         for place in range(max(0, n - m + j), min(n, j + 1)):
-            offsets[place] += kept[j] * (before == place) * j
-        before += kept[j]
-    return offsets.permute(1, 2, 0).contiguous()
+            if j:
+                offsets[place] += flags[j] * (before == place).view(torch.uint8) * j
+        before += flags[j]
+    return torch.stack(offsets.unbind(0), 2)
 
 
 def offenders(counts: Tensor, limit: int, rows: str, rows_per_count: int) -> Violations:
     """Violations where `counts`, (batch, rows or strips) or (batch, rows or strips, groups), exceeds `limit`."""
-    bad = (counts > limit).nonzero()
+    over = counts > limit
+    bad = over.nonzero() if bool(over.any()) else over.new_empty(0, counts.dim())  # any() is several times faster
     first = tuple(
         f"{rows} {r * rows_per_count}{f' of matrix {b}' if counts.shape[0] > 1 else ''}"
         f"{''.join(f', group {g}' for g in group)}: "

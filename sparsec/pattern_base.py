@@ -47,6 +47,10 @@ class Pattern(ABC):
 
     def project(self, score: Tensor, columns: Solver = "greedy") -> Selection:
         """Select the weights of largest summed score. `score`: (rows, cols) or (batch, rows, cols), finite, >= 0."""
+        return self._project(self._checked(score), columns)
+
+    def _checked(self, score: Tensor) -> Tensor:
+        """Scores as (batch, rows, cols) float32, or PatternError."""
         import torch
 
         score = score.detach().to(torch.float32)
@@ -56,7 +60,12 @@ class Pattern(ABC):
         low, high = (float(end) for end in score.aminmax())  # one pass; NaN goes through
         if not 0 <= low <= high < float("inf"):
             raise PatternError(f"{self}: scores must be finite and not negative; found NaN, Inf or values below 0")
-        return self._project(score, columns)
+        return score
+
+    def choose(self, score: Tensor, columns: Solver = "greedy") -> tuple[Selection, Tensor]:
+        """`project`, with the mask (batch, rows, cols) of what is selected."""
+        selection = self.project(score, columns)
+        return selection, self.mask(selection, score.shape[-1])
 
     @abstractmethod
     def mask(self, selection: Selection, cols: int) -> Tensor:
@@ -71,7 +80,10 @@ class Pattern(ABC):
         broken = self.violations(weight)
         if broken.count:
             return broken
-        stray = ((weight != 0) & ~self.mask(selection, weight.shape[2])).nonzero()
+        outside = (weight != 0) & ~self.mask(selection, weight.shape[2])
+        if not bool(outside.any()):
+            return Violations(0, ())
+        stray = outside.nonzero()
         first = tuple(
             f"row {r}{f' of matrix {b}' if weight.shape[0] > 1 else ''}, column {c}: a nonzero that is not selected"
             for b, r, c in stray[:3].tolist()

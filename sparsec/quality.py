@@ -39,7 +39,8 @@ class Quality:
             verdict = "needs training" if self.embedding < EMBEDDING_FLOOR else "changed; test it on your task"
             return (
                 f"{verdict}: sentence embeddings have cosine {self.embedding:.3f} with the dense original's, single "
-                f"vectors {self.cosine:.3f} ({self.output}; below {EMBEDDING_FLOOR} embeddings are not usable as they are)"
+                f"vectors {self.cosine:.3f} ({self.output}; below {EMBEDDING_FLOOR} embeddings are not usable as they "
+                "are)"
             )
         return (
             f"needs training: outputs have cosine {self.cosine:.3f} with the dense original's ({self.output}; "

@@ -100,7 +100,7 @@ class _Walk:
         seen = self.seen.setdefault(key, set())
         items = [item for item in use.items if (use.source, item) not in seen]
         seen.update((use.source, item) for item in items)
-        for arguments, x in zip(self.stream.arguments(use.node), self.stream.values(use.source), strict=True):
+        for arguments, x in self.stream.at(use.node, use.source):
             for item, rows in matrices(use.node, site, arguments, x, items):
                 collectors.setdefault(item, Collector(site.shape[2], "gram")).add(rows)
 

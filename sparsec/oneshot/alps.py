@@ -25,8 +25,8 @@ Project = Callable[["Tensor"], "Tensor"]
 """Scores (cols, rows), not negative -> mask."""
 
 
-def alps(weight: Tensor, hessian: Tensor, target: Tensor, project: Project) -> tuple[Tensor, Tensor]:
-    """The pruned weight (rows, cols) and its mask.
+def alps(weight: Tensor, hessian: Tensor, target: Tensor, project: Project) -> Tensor:
+    """The pruned weight (rows, cols), 0 where nothing is kept.
 
     `weight`: where to start, float32; `hessian`: damped; `target`: W H of the best weight W, (rows, cols).
     """
@@ -53,4 +53,4 @@ def alps(weight: Tensor, hessian: Tensor, target: Tensor, project: Project) -> t
             break
         rho *= _GROWTH[0][1] if settling else next(factor for share, factor in _GROWTH if moved >= share)
     mask = mask.T.contiguous()
-    return solve(target / scale, unit, mask, sparse.T.contiguous()) / scale, mask
+    return solve(target / scale, unit, mask, sparse.T.contiguous()) / scale

@@ -67,20 +67,21 @@ def prune(
     for site in sites:
         if reason := misfit(site.pattern, method.solver):
             raise PatternError(f"{site.name}: {reason}")
-        if not bool(torch.isfinite(site.read(program.module).sum(dtype=torch.float64))):
+        if not bool(torch.isfinite(site.read(program.module).abs().sum(dtype=torch.float32))):
             raise PatternError(f"{site.name}: the weight holds NaN or Inf; repair the checkpoint before pruning it")
     result = Result()
     gathered: dict[str, Tensor] = {}
     if SCORES[method.score].needs == "gradients" and method.solver in ("none", "refit"):
         _one_process(method)
         gathered = gradients.gather(program, sites, batches, method.score, seed, progress)
-    if method.need is None:  # nothing to be known of inputs
-        for done, site in enumerate(sites):
+    with torch.no_grad():
+        if method.need is not None:
+            _Walk(program, sites, batches, method, gathered, progress, journal, result).run()
+            return result
+        for done, site in enumerate(sites):  # nothing is to be known of inputs
             progress("pruning", done, len(sites))
             for each, entry in solve_team(program, (site,), method, {}, gathered):
                 _put(program, each, entry, result)
-        return result
-    _Walk(program, sites, batches, method, gathered, progress, journal, result).run()
     return result
 
 
@@ -104,13 +105,13 @@ class _Walk:
 
     def run(self) -> None:
         module = self.program.module
-        dense = self.program.clone().module
         stops = find_stops(module, self.sites)
         given = [[batch[name] for name in self.program.inputs] for batch in _share(self.batches)]
         known = self._dense_moments([stop for stop in stops if stop.shared], module, given)
         stream = Stream(module, given)
         original: Stream | None = None
         two = self.method.need == "cross" or self.method.calibration == "independent"
+        dense = self.program.clone().module if two else module
         done = 0
         passed: list[Tensor] = []
         for stop in stops:
@@ -120,7 +121,7 @@ class _Walk:
             if original is not None:
                 original.advance(stop.node)
             mapping.release(*passed)  # rule 7
-            passed = [_fx.get_tensor(dense, site.name) for site in stop.sites]
+            passed = [_fx.get_tensor(dense, site.name) for site in stop.sites]  # before they are pruned
             measured: dict[Any, dict[int, Moments]] = {}
             for team in teams_of(module, stop, self.method):
                 self.progress("pruning", done, len(self.sites))
@@ -192,7 +193,7 @@ class _Walk:
 
 def _inputs(stream: Stream, site: Site, use: Use) -> Iterator[dict[int, Tensor]]:
     """The inputs (tokens, cols) of each matrix that a use reads, batch by batch."""
-    for arguments, x in zip(stream.arguments(use.node), stream.values(use.source), strict=True):
+    for arguments, x in stream.at(use.node, use.source):
         yield dict(matrices(use.node, site, arguments, x, list(use.items)))
 
 

@@ -55,7 +55,7 @@ class Journal:
         os.replace(part, path)
 
     def keep(self, site: Site, entry: Entry) -> Entry:
-        """Write an entry, and give it as it lies in the file: its tensors are mapped and take no memory of their own."""
+        """Write an entry and give it as it lies in the file: mapped, its tensors take no memory of their own."""
         self.write(site, entry)
         kept = self.read(site)
         assert kept is not None

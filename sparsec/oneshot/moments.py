@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Need = Literal["squares", "gram", "cross"]
 """The squares of each input only; all products of two; and those with the dense model's inputs besides."""
-_CHUNK = 4096  # tokens multiplied at once in float32
+_CHUNK = 2048  # tokens multiplied at once in float32, about
 _HALVES = 512  # above so many columns, the lower triangle of a Gram matrix is not computed block by block
 
 
@@ -26,7 +26,7 @@ class Moments:
 
     tokens: int
     mean: Tensor
-    """(cols,) float64."""
+    """(cols,) float64; 0 where only squares were asked for."""
     gram: Tensor
     """(cols, cols) float32, or (cols,) where only squares were asked for."""
     cross: Tensor | None = None
@@ -51,71 +51,99 @@ class Collector:
     """Adds up moments over batches, and in `finish` over the processes of torch.distributed."""
 
     def __init__(self, cols: int, need: Need) -> None:
-        import torch
-
-        self.need, self.tokens = need, 0
-        self._mean = torch.zeros(cols, dtype=torch.float64)
-        self._gram = torch.zeros((cols,) if need == "squares" else (cols, cols), dtype=torch.float64)
-        self._cross = torch.zeros_like(self._gram) if need == "cross" else None
-        self._dense_mean = torch.zeros_like(self._mean) if need == "cross" else None
+        self.cols, self.need, self.tokens = cols, need, 0
+        self._waiting: list[tuple[Tensor, Tensor | None]] = []
+        self._sums: dict[str, Tensor] = {}
 
     def add(self, x: Tensor, x0: Tensor | None = None) -> None:
         """Take in (tokens, cols) inputs, and the dense model's for the same tokens where they were asked for."""
+        assert self.need != "cross" or x0 is not None
+        self.tokens += len(x)
+        self._waiting.append((x, x0 if self.need == "cross" else None))
+        if sum(len(each) for each, _ in self._waiting) >= _CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Multiply what has been taken in: many tokens at once, since adding up takes time too."""
         import torch
 
-        x = x.float()
-        self.tokens += len(x)
-        self._mean += x.sum(0, dtype=torch.float64)
-        if self.need == "squares":
-            self._gram += x.square().sum(0, dtype=torch.float64)
+        if not self._waiting:
             return
-        for part in x.split(_CHUNK):
-            _add_gram(self._gram, part)
-        if self._cross is not None and self._dense_mean is not None:
-            assert x0 is not None
-            x0 = x0.float()
-            self._dense_mean += x0.sum(0, dtype=torch.float64)
-            for part, part0 in zip(x.split(_CHUNK), x0.split(_CHUNK), strict=True):
-                self._cross += part.T @ part0
+        taken, self._waiting = self._waiting, []
+        x = torch.cat([each.float() for each, _ in taken]) if len(taken) > 1 else taken[0][0].float()
+        others = [other.float() for _, other in taken if other is not None]
+        x0 = torch.cat(others) if others else x
+        for part, part0 in zip(x.split(_CHUNK), x0.split(_CHUNK), strict=True):
+            if self.need == "squares":
+                self._sum("gram", torch.linalg.vector_norm(part, dim=0).square())
+                continue
+            self._sum("mean", part.sum(0))
+            self._sum("gram", _gram(part))
+            if self.need == "cross":
+                self._sum("dense_mean", part0.sum(0))
+                self._sum("cross", part.T @ part0)
+
+    def _sum(self, name: str, part: Tensor) -> None:
+        """Add in float64; a first part stands as it is, and is often the only one."""
+        if name not in self._sums:
+            self._sums[name] = part
+            return
+        if self._sums[name].element_size() < 8:
+            self._sums[name] = self._sums[name].double()
+        self._sums[name] += part
 
     def finish(self, where: str) -> Moments:
         """The means. Raises SparsecError naming `where` in the model if an input was not finite."""
         import torch
 
-        sums = [total for total in (self._gram, self._mean, self._cross, self._dense_mean) if total is not None]
-        tokens = _reduce(self.tokens, sums)
-        if not all(bool(torch.isfinite(total.sum())) for total in sums):
+        self._flush()
+        names = {"squares": ("gram",), "gram": ("gram", "mean"), "cross": ("gram", "mean", "cross", "dense_mean")}
+        for name in names[self.need]:
+            shape = (self.cols, self.cols) if name in ("gram", "cross") and self.need != "squares" else (self.cols,)
+            self._sums.setdefault(name, torch.zeros(shape))
+        tokens = _reduce(self.tokens, self._sums)
+        if not all(bool(torch.isfinite(total.sum())) for total in self._sums.values()):
             raise SparsecError(
                 f"{where}: its inputs hold NaN or Inf on the calibration data (or their squares are beyond float32); "
                 "look at the layers before it, or leave it out with --ignore"
             )
-        for total in sums:
+        for total in self._sums.values():
             total /= max(tokens, 1)
-        cross = None if self._cross is None else self._cross.float()
-        return Moments(tokens, self._mean, self._gram.float(), cross, self._dense_mean)
+        mean = self._sums.get("mean", torch.zeros(self.cols)).double()
+        cross, dense_mean = self._sums.get("cross"), self._sums.get("dense_mean")
+        return Moments(
+            tokens,
+            mean,
+            self._sums["gram"].float(),
+            None if cross is None else cross.float(),
+            None if dense_mean is None else dense_mean.double(),
+        )
 
 
-def _add_gram(gram: Tensor, x: Tensor) -> None:
-    """gram += x^T x, whose lower blocks are the upper ones transposed."""
+def _gram(x: Tensor) -> Tensor:
+    """x^T x, the lower blocks of a large one being the upper ones transposed."""
     cols = x.shape[1]
-    half = cols // 2 if cols >= _HALVES else cols
+    if cols < _HALVES:
+        return x.T @ x
+    half, gram = cols // 2, x.new_empty(cols, cols)
     left, right = x[:, :half], x[:, half:]
-    gram[:half, :half] += left.T @ left
-    if half < cols:
-        corner = left.T @ right
-        gram[:half, half:] += corner
-        gram[half:, :half] += corner.T
-        gram[half:, half:] += right.T @ right
+    gram[:half, :half] = left.T @ left
+    gram[half:, half:] = right.T @ right
+    gram[:half, half:] = left.T @ right
+    gram[half:, :half] = gram[:half, half:].T
+    return gram
 
 
-def _reduce(tokens: int, sums: list[Tensor]) -> int:
-    """Add up over the processes of torch.distributed, in place; returns all tokens."""
+def _reduce(tokens: int, sums: dict[str, Tensor]) -> int:
+    """Add up over the processes of torch.distributed, in float64 and in place; returns all tokens."""
     import torch
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
         return tokens
     count = torch.tensor([tokens], dtype=torch.int64)
-    for total in (count, *sums):
-        distributed.all_reduce(total)
+    distributed.all_reduce(count)
+    for name in sorted(sums):
+        sums[name] = sums[name].double()
+        distributed.all_reduce(sums[name])
     return int(count)

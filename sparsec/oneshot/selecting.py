@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sparsec import columns as column_choice
 from sparsec.columns import COLUMNS_PER_BLOCK, EXACT_MAX_M, Solver
 from sparsec.errors import PatternError
+from sparsec.grouping import MOST_COMPARED, kept_of
 from sparsec.pattern import NM, VNM, Pattern, Strip
 from sparsec.selection import Selection
 from sparsec.strips import strip_columns
@@ -14,20 +15,21 @@ from sparsec.strips import strip_columns
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MOST_COMPARED = 16  # columns of a group: more are sorted
 _REGROUPED = (5, 10, 20)  # steps of a solver at which strips choose their columns anew; the search is slow
 
 
-def selection_of(pattern: Pattern, mask: Tensor, columns: Tensor | None = None) -> Selection:
-    """The selection of a mask (rows, cols) that is full: it keeps in every group as many as the pattern allows.
+def selection_of(pattern: Pattern, kept: Tensor, columns: Tensor | None = None) -> tuple[Selection, Tensor]:
+    """Selection and mask (rows, cols) of a pruned weight (rows, cols): what is not 0, filled up to what may be kept.
 
     `columns`: of a strip pattern, (strips, groups, 4), see `Strip.select`.
     """
-    score = mask.float()[None]
+    size = kept.abs()[None]
     if columns is not None and isinstance(pattern, Strip):
-        return pattern.select(score, columns[None])
-    # Columns that no row keeps have no sum, so the four of largest sum are the right ones.
-    return pattern.project(score, "l1")
+        selection = pattern.select(size, columns[None])
+        return selection, pattern.mask(selection, kept.shape[1])[0]
+    # A column that no row keeps has no sum, so the four of largest sum are the right ones.
+    selection, mask = pattern.choose(size, "l1")
+    return selection, mask[0]
 
 
 class Projection:
@@ -88,20 +90,14 @@ class Projection:
 
 
 def _top(grouped: Tensor, n: int) -> Tensor:
-    """Where the `n` largest of axis 1 are; the lowest index wins ties."""
+    """Where the `n` largest of axis 1 are, (groups, m, ...); the lowest index wins ties."""
     import torch
 
     m = grouped.shape[1]
     if m <= n:
         return torch.ones_like(grouped, dtype=torch.bool)
-    if m > _MOST_COMPARED:
+    if m > MOST_COMPARED:
         order = grouped.argsort(dim=1, descending=True, stable=True)[:, :n]
         return torch.zeros_like(grouped, dtype=torch.bool).scatter_(1, order, True)
-    entries = grouped.unbind(1)
-    beaten = torch.zeros_like(grouped, dtype=torch.uint8)
-    for i in range(m):
-        for j in range(i + 1, m):
-            later_wins = entries[j] > entries[i]
-            beaten[:, i] += later_wins
-            beaten[:, j] += ~later_wins
-    return beaten < n
+    kept: Tensor = kept_of(grouped.transpose(0, 1), n).transpose(0, 1)
+    return kept

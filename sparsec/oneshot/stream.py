@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from sparsec import _fx
 
+_HELD_BYTES = 64_000_000  # that cross a stop: fewer are always kept
+_WIDER = 1.5  # times what crossed the last stop
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import GraphModule, Node
@@ -18,12 +21,14 @@ class Stream:
     1. Between two stops one batch is run after the other, so what lives only between them exists for one batch.
     2. A value is dropped after its last use.
     3. Whatever depends on parameters only is computed when it is used: a weight may change until then.
+    4. Where what crosses a stop is large, and much larger than what crossed the last one (the wide middle of a
+       feed-forward layer), it is not kept: it is computed batch by batch when it is looked at, and again on the way on.
     """
 
     def __init__(self, module: GraphModule, batches: Sequence[Sequence[Tensor]]) -> None:
         self._module = module
         self._order = list(module.graph.nodes)
-        self._at = 0
+        self._at = self._ahead = 0
         self._place = {node: i for i, node in enumerate(self._order)}
         self._deferred = _weights_only(self._order)
         uses: dict[Node, int] = {}
@@ -48,25 +53,37 @@ class Stream:
         return self
 
     def advance(self, until: Node) -> None:
-        """Run every node before `until` that has not run yet."""
+        """Go to a node: every node before it has run, or runs when a value is asked for (rule 4)."""
+        end = self._place[until]
+        if end <= self._ahead or not self._values:
+            return
+        self._ahead = end
+        first = dict(self._values[0])
+        self._run_to(end, first)
+        share = _nbytes(self._values[0]) / max(sum(map(_nbytes, self._values)), 1)
+        crossing = _nbytes(first) / max(share, 1e-9)
+        if crossing > _HELD_BYTES and crossing > _WIDER * _nbytes(self._values[0]) / max(share, 1e-9):
+            return
+        self._values[0] = first
+        for values in self._values[1:]:  # rule 1
+            self._run_to(end, values)
+        self._at = end
+
+    def at(self, node: Node, source: Node) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        """The arguments that a node is about to be called with, and what `source` gave, batch by batch."""
+        for held in self._values:
+            values = held
+            if self._at < self._ahead:
+                values = dict(held)
+                self._run_to(self._ahead, values)
+            yield self._mapped(node.args, values), self._value(source, values)
+
+    def _run_to(self, end: int, values: dict[Node, Any]) -> None:
         import torch
 
-        end = self._place[until]
         with torch.no_grad():
-            for values in self._values:  # rule 1
-                for i in range(self._at, end):
-                    self._run(self._order[i], i, values)
-        self._at = max(self._at, end)
-
-    def values(self, node: Node) -> Iterator[Any]:
-        """What a node gave, batch by batch; it must still be needed."""
-        for values in self._values:
-            yield self._value(node, values)
-
-    def arguments(self, node: Node) -> Iterator[tuple[Any, ...]]:
-        """The arguments that a node is about to be called with, batch by batch."""
-        for values in self._values:
-            yield self._mapped(node.args, values)
+            for i in range(self._at, end):
+                self._run(self._order[i], i, values)
 
     def _run(self, node: Node, place: int, values: dict[Node, Any]) -> None:
         if node.op == "call_function" and node not in self._deferred:
@@ -87,6 +104,11 @@ class Stream:
             return _fx.get_tensor(self._module, str(node.target))
         target: Any = node.target  # rule 3
         return target(*self._mapped(node.args, values), **self._mapped(node.kwargs, values))
+
+
+def _nbytes(values: dict[Node, Any]) -> int:
+    """Bytes of the tensors among values; views of one memory count as often as they stand there."""
+    return sum(int(getattr(value, "nbytes", 0)) for value in values.values())
 
 
 def _weights_only(order: Sequence[Node]) -> set[Node]:

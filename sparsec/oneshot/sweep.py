@@ -23,108 +23,126 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK = 128  # columns whose feedback from earlier blocks is one product
+_FACTORED = 256  # columns of the factor that are computed at once
 
 
-def sweep(weight: Tensor, hessian: Tensor, pattern: NM | VNM) -> tuple[Tensor, Tensor]:
-    """The pruned weight (rows, cols) and its mask. `weight`: float32, what is approximated; `hessian`: damped."""
+def sweep(weight: Tensor, gram: Tensor, ridge: float, pattern: NM | VNM) -> Tensor:
+    """The pruned weight (rows, cols), 0 where nothing is kept. `weight`: float32, what is approximated.
+
+    H is gram + ridge I. Raises torch.linalg.LinAlgError where H is not positive definite.
+    """
     import torch
 
-    cols, m = len(hessian), pattern.m
+    cols, m = len(gram), pattern.m
     whole = cols // m
-    energy = hessian.diagonal()[: whole * m].view(whole, m).sum(1)
+    energy = gram.diagonal()[: whole * m].view(whole, m).sum(1)
     first = energy.argsort(descending=True, stable=True)  # rule 2
     order = (first[:, None] * m + torch.arange(m)).flatten()
     order = torch.cat([order, torch.arange(whole * m, cols)])
-    ordered = hessian.index_select(0, order).index_select(1, order)
-    kept, mask = _sweep(weight.index_select(1, order).T.contiguous(), ordered, pattern)
-    back = order.argsort()
-    return kept.T.contiguous().index_select(1, back), mask.T.contiguous().index_select(1, back)
+    # Rows are copied several times faster than columns; gram is symmetric.
+    hessian = gram.index_select(0, order).T.contiguous().index_select(0, order)
+    hessian.diagonal().add_(ridge)
+    kept = _sweep(weight.T.contiguous().index_select(0, order), hessian, pattern)
+    return kept.index_select(0, order.argsort()).T.contiguous()
 
 
-def _sweep(weight: Tensor, hessian: Tensor, pattern: NM | VNM) -> tuple[Tensor, Tensor]:
-    """All is transposed here, (cols, rows): a column is one run of memory."""
+def _sweep(weight: Tensor, hessian: Tensor, pattern: NM | VNM) -> Tensor:
+    """All is transposed here, (cols, rows): a column is one run of memory. `hessian` is overwritten."""
     import torch
 
     cols, m = len(hessian), pattern.m
-    factor = upper_factor(hessian)
-    unit = factor / factor.diagonal()
-    error, kept = torch.zeros_like(weight), torch.zeros_like(weight)
-    mask = torch.zeros_like(weight, dtype=torch.bool)
+    factor = upper_factor_(hessian)
+    error, kept = torch.empty_like(weight), torch.empty_like(weight)
     block = max(m, _BLOCK // m * m)  # rule 1
     for start in range(0, cols, block):
         end = min(start + block, cols)
-        base = torch.addmm(weight[start:end], unit[:start, start:end].T, error[:start])
+        unit = factor[:end, start:end] / factor.diagonal()[start:end]
+        base = torch.addmm(weight[start:end], unit[:start].T, error[:start])
         chooser = _Chooser(factor, pattern, start, end)
         for a in range(start, end, m):
             b = min(a + m, end)
-            moved = base[a - start : b - start]
+            moved, own = base[a - start : b - start], weight[a:b]
             if a > start:
-                moved = torch.addmm(moved, unit[start:a, a:b].T, error[start:a])
-            own = weight[a:b]
-            best = own + torch.linalg.solve_triangular(unit[a:b, a:b].T, moved - own, upper=False, unitriangular=True)
-            kept[a:b], mask[a:b] = chooser.choose(best, a)
-            error[a:b] = own - kept[a:b]
-    return kept, mask
+                moved = torch.addmm(moved, unit[start:a, a - start : b - start].T, error[start:a])
+            best = torch.addmm(own, chooser.undo(a), moved - own)
+            kept[a:b] = chooser.choose(best, a)
+            torch.sub(own, kept[a:b], out=error[a:b])
+    return kept
 
 
-def upper_factor(hessian: Tensor) -> Tensor:
-    """F upper triangular with F F^T = hessian; raises torch.linalg.LinAlgError where it is not positive definite."""
+def upper_factor_(hessian: Tensor) -> Tensor:
+    """F upper triangular with F F^T = hessian, in its place; what was below the diagonal blocks stays there.
+
+    By blocks from the last column on, which is twice as fast as torch's factor of the reversed matrix. Raises
+    torch.linalg.LinAlgError where it is not positive definite.
+    """
     import torch
 
-    factor: Tensor = torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)
-    return factor
+    for end in range(len(hessian), 0, -_FACTORED):
+        start = max(0, end - _FACTORED)
+        corner = torch.linalg.cholesky(hessian[start:end, start:end].flip(0, 1)).flip(0, 1)
+        hessian[start:end, start:end] = corner
+        if start:
+            side = torch.linalg.solve_triangular(corner.T, hessian[:start, start:end], upper=False, left=False)
+            hessian[:start, start:end] = side
+            hessian[:start, :start].addmm_(side, side.T, alpha=-1)
+    return hessian
 
 
 class _Chooser:
     """Decides groups of one block; what depends on the Hessian only is prepared for all its whole groups at once."""
 
     def __init__(self, factor: Tensor, pattern: NM | VNM, start: int, end: int) -> None:
-        self.pattern, self.factor, self.start = pattern, factor, start
-        self.kept = pattern.n
+        self.pattern, self.factor, self.start, self.end = pattern, factor, start, end
         m = pattern.m
-        blocks = [factor[a : a + m, a : a + m] for a in range(start, end - m + 1, m)]
-        self.hessians = _squares(blocks)
-        sets = groups.sets_of(m, self.kept)
-        self.tried = sets is not None and (isinstance(pattern, NM) or m <= 4 or groups.pairs_in_quads(m) is not None)
-        self.values = groups.best_values(self.hessians, sets) if self.tried and sets is not None and blocks else None
+        columns = range(start, end - m + 1, m)
+        self.parts = _stacked([factor[a : a + m, a : a + m] for a in columns])
+        sets = groups.sets_of(m, pattern.n)
+        tried = sets is not None and (isinstance(pattern, NM) or m <= 4 or groups.pairs_in_quads(m) is not None)
+        self.table = _table(self.parts, sets) if tried and sets is not None and len(columns) else None
+        self.undone = _undo(self.parts) if len(columns) else None
 
-    def choose(self, best: Tensor, column: int) -> tuple[Tensor, Tensor]:
-        """Kept values and mask, both (columns of the group, rows); `best`: y of `groups`, `column`: where it starts."""
-        import torch
+    def undo(self, column: int) -> Tensor:
+        """The inverse of the group's own feedback, (m, m): what takes moved weights to the best ones."""
+        width = min(self.pattern.m, self.end - column)
+        if width == self.pattern.m and self.undone is not None:
+            return self.undone[(column - self.start) // width]
+        return _undo(self.factor[None, column : column + width, column : column + width])[0]
 
+    def choose(self, best: Tensor, column: int) -> Tensor:
+        """Kept values (columns of the group, rows), elsewhere 0; `best`: y of `groups`, `column`: where it starts."""
         m, rows = best.shape
-        place = (column - self.start) // self.pattern.m
-        if m == self.pattern.m:
-            hessian, values = self.hessians[place], self.values[place] if self.values is not None else None
-        else:
-            hessian = _squares([self.factor[column : column + m, column : column + m]])[0]
-            sets = groups.sets_of(m, self.kept)
-            values = groups.best_values(hessian[None], sets)[0] if sets is not None else None
-        sets = groups.sets_of(m, self.kept)
-        if values is None or sets is None:
-            return self._ranked(best, hessian)
-        candidates = (values.flatten(0, 1) @ best).view(len(sets), m, rows)
-        gain = (candidates * (hessian @ best)).sum(1)
+        part = self.factor[column : column + m, column : column + m]
+        sets = groups.sets_of(m, self.pattern.n)
+        table = None
+        if m == self.pattern.m and self.table is not None:
+            table = self.table[(column - self.start) // m]
+        elif m < self.pattern.m and sets is not None:
+            table = _table(part.triu()[None], sets)[0]
+        if table is None or sets is None:
+            part = part.triu()
+            return self._ranked(best, part @ part.T)
+        products = (table @ best).view(len(sets) + 1, m, rows)
+        candidates = products[1:]
+        gain = candidates[:, 0] * products[0, 0]
+        for i in range(1, m):
+            gain.addcmul_(candidates[:, i], products[0, i])
         if isinstance(self.pattern, VNM) and m > column_choice.COLUMNS_PER_BLOCK:
             chosen = groups.choose_pair_sets(gain, m, self.pattern.v)
         else:
             chosen = gain.max(0).indices
-        kept = candidates.gather(0, chosen.expand(1, m, rows))[0]
-        mask = torch.zeros(m, rows, dtype=torch.bool).scatter_(0, sets[chosen].T, True)
-        return kept.where(mask, 0.0), mask
+        return candidates.gather(0, chosen.expand(1, m, rows))[0]  # outside its set a candidate is exactly 0
 
-    def _ranked(self, best: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
+    def _ranked(self, best: Tensor, hessian: Tensor) -> Tensor:
         """Where there are too many sets: weights ranked by what dropping each alone costs."""
         import torch
 
-        m, rows = best.shape
         score = best.square() / torch.linalg.inv(hessian).diagonal()[:, None]
         chosen = ranked(score.T, self.pattern)
         inside = hessian[chosen[:, :, None], chosen[:, None, :]]
         target = (hessian @ best).T.gather(1, chosen)
         values = torch.linalg.solve(inside, target[..., None])[..., 0]
-        kept = torch.zeros_like(best).scatter_(0, chosen.T, values.T)
-        return kept, torch.zeros(m, rows, dtype=torch.bool).scatter_(0, chosen.T, True)
+        return torch.zeros_like(best).scatter_(0, chosen.T, values.T)
 
 
 def ranked(score: Tensor, pattern: NM | VNM) -> Tensor:
@@ -139,27 +157,41 @@ def ranked(score: Tensor, pattern: NM | VNM) -> Tensor:
     return shared.gather(1, largest(score.gather(1, shared)[:, None], pattern.n)[:, 0].long())
 
 
-def _squares(factors: list[Tensor]) -> Tensor:
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """Parts of the factor; a group that lies across two blocks of `upper_factor_` has garbage below its diagonal."""
     import torch
 
-    if not factors:
-        return torch.zeros(0)
-    stacked = torch.stack(factors)
-    return stacked @ stacked.transpose(1, 2)
+    return torch.stack(parts).triu() if parts else torch.empty(0)
 
 
-def sweep_strips(weight: Tensor, hessian: Tensor, pattern: Strip, columns: Tensor) -> tuple[Tensor, Tensor]:
+def _table(parts: Tensor, sets: Tensor) -> Tensor:
+    """For each group A, then the matrices B of all its sets: (groups, (sets + 1) * m, m). `parts`: of the factor."""
+    import torch
+
+    hessians = parts @ parts.transpose(1, 2)
+    return torch.cat([hessians[:, None], groups.best_values(hessians, sets)], 1).flatten(1, 2)
+
+
+def _undo(parts: Tensor) -> Tensor:
+    """(N^T)^-1 of each group, N its part of the factor with a unit diagonal."""
+    import torch
+
+    unit = (parts / parts.diagonal(dim1=1, dim2=2)[:, None]).transpose(1, 2)
+    own = torch.eye(parts.shape[1]).expand_as(unit)
+    inverse: Tensor = torch.linalg.solve_triangular(unit, own, upper=False, unitriangular=True)
+    return inverse
+
+
+def sweep_strips(weight: Tensor, hessian: Tensor, pattern: Strip, columns: Tensor) -> Tensor:
     """Rule 3. `columns`: (strips, groups, 4), what each strip keeps, in the form of `strips.canonical`."""
     import torch
 
-    kept, mask = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool)
-    inner = NM(2, column_choice.COLUMNS_PER_BLOCK)
+    kept, inner = torch.zeros_like(weight), NM(2, column_choice.COLUMNS_PER_BLOCK)
     for strip, rows in enumerate(range(0, len(weight), pattern.v)):
         order = columns[strip].flatten().long()
         order = order[torch.cat([order.new_ones(1), order.diff()]) != 0]  # spare slots repeat the last column
-        part, inside = weight[rows : rows + pattern.v], hessian[order][:, order]
-        target = torch.linalg.solve(inside, hessian[order] @ part.T)  # the dropped columns' share, made up for
-        found, chosen = _sweep(target, inside, inner)
-        kept[rows : rows + pattern.v, order] = found.T
-        mask[rows : rows + pattern.v, order] = chosen.T
-    return kept, mask
+        part, across = weight[rows : rows + pattern.v], hessian.index_select(0, order)
+        inside = across.index_select(1, order)
+        target = torch.linalg.solve(inside, across @ part.T)  # the dropped columns' share, made up for
+        kept[rows : rows + pattern.v, order] = _sweep(target, inside, inner).T
+    return kept

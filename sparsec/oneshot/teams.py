@@ -64,7 +64,8 @@ def solve_team(
 
     first = team[0]
     assert first.pattern is not None
-    weight = torch.cat([site.read(program.module) for site in team], 1)
+    weights = [site.read(program.module) for site in team]
+    weight = torch.cat(weights, 1) if len(team) > 1 else weights[0]
     biased = bias_of(program.module, first) is not None
     gradients = gathered.get(first.name)
     solved = []
@@ -98,12 +99,13 @@ def _entry(program: Program, site: Site, solved: Sequence[Solved], start: int) -
         old = _fx.get_tensor(program.module, bias).detach()
         new = (old.float() + torch.cat([shift[rows] for shift in shifts]).view(old.shape)).to(old.dtype)
     errors = [one.error for one in solved if one.error is not None]
-    several = len(solved[0].weight) > site.shape[1]
+    scored = [one.retained for one in solved if one.retained is not None]
+    weight = torch.stack([one.weight[rows] for one in solved]) if len(solved) > 1 else solved[0].weight[None, rows]
     return Entry(
-        torch.stack([one.weight[rows] for one in solved]),
+        weight,
         selection,
         new if bias is not None and shifts else None,
-        _retained(program, site, selection) if several else _mean([one.retained for one in solved]),
+        _mean(scored) if scored else _retained(site.read(program.module), weight),
         _mean(errors) if errors else None,
         _note([one.note for one in solved]),
     )
@@ -113,15 +115,13 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _retained(program: Program, site: Site, selection: Selection) -> float:
-    """A site's own share of the magnitude kept, where `Solved.retained` is that of its team."""
+def _retained(dense: Tensor, kept: Tensor) -> float:
+    """Share of the magnitude that is kept."""
     import torch
 
-    assert site.pattern is not None
-    size = site.read(program.module).abs()
-    total = float(size.sum(dtype=torch.float64))
-    kept = size[site.pattern.mask(selection, site.shape[2])].sum(dtype=torch.float64)
-    return float(kept) / total if total else 1.0
+    size = dense.abs().float().flatten()
+    total = float(size.sum())
+    return float(size.dot((kept != 0).view(torch.uint8).float().flatten())) / total if total else 1.0
 
 
 def _note(notes: Sequence[str]) -> str:

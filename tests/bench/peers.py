@@ -28,9 +28,9 @@ from oneshot.gates import LARGE, ONE_BLOCK, SMALL, Gate, judge
 from oneshot.materials import make
 
 METHODS = {  # sparsec's, as pass text
-    "magnitude": "mask | freeze",
-    "wanda": "mask{score=wanda} | freeze",
-    "sparsegpt": "oneshot{solver=sparsegpt, refit=false, calibration=sequential}",
+    "magnitude": "oneshot{solver=none, score=magnitude}",
+    "wanda": "oneshot{solver=none, score=wanda}",
+    "sparsegpt": "oneshot{solver=sparsegpt, refit=false, calibration=sequential, damping=0.01}",  # as its paper has it
     "refit": "oneshot{solver=sparsegpt}",
     "alps": "oneshot{solver=alps}",
 }

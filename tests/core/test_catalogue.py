@@ -55,7 +55,7 @@ def test_the_catalogue_has_every_pass_with_its_options() -> None:
     found = {entry["name"]: entry for entry in catalogue.passes()}
 
     assert set(PASSES) <= found.keys()
-    assert 'pattern="", score=magnitude, columns=greedy' == found["mask"]["options"]
+    assert 'pattern="", score=magnitude, columns=greedy, normalise=none' == found["mask"]["options"]
     assert all(found[name]["summary"] and "\n" not in found[name]["summary"] for name in PASSES)
 
 

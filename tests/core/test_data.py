@@ -75,9 +75,9 @@ def test_samples_of_one_length_form_batches_without_padding(program: Program, tm
 
 
 def test_a_batch_has_a_bounded_number_of_tokens(tmp_path: Path) -> None:
-    found = calibration(seq2seq_program(), Tools(), Request(rows(tmp_path / "a.jsonl", [100] * 23)))
+    found = calibration(seq2seq_program(), Tools(), Request(rows(tmp_path / "a.jsonl", [100] * 43)))
 
-    assert [10, 10, 3] == [len(batch["input_ids"]) for batch in found.batches]
+    assert [20, 20, 3] == [len(batch["input_ids"]) for batch in found.batches]
 
 
 def test_the_same_seed_gives_the_same_samples_and_another_others(

@@ -35,7 +35,8 @@ LEVELS = [  # a module imports only from levels above it
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 SURFACE = {"__init__"}  # names everything, imports nothing until asked
-LATE = {("pipeline", "recipe"), ("pattern_base", "pattern")}  # imports inside a function against the order, each argued where it stands
+# Imports inside a function against the order, each argued where it stands.
+LATE = {("pipeline", "recipe"), ("pattern_base", "pattern")}
 SOLE_IMPORTERS = {
     "transformers": {"models"},
     "typer": {"cli"},
@@ -46,7 +47,8 @@ SOLE_IMPORTERS = {
 HEAVY = ["torch", "numpy", "scipy", "onnx", "onnxruntime", "onnxscript", "transformers", "safetensors", "pydantic"]
 
 CORE = sorted((ROOT / "sparsec").glob("*.py"))
-PACKAGES = {name: sorted((ROOT / "sparsec" / name).glob("*.py")) for name in ("axes", "cli", "oneshot", "choosing")}  # each at its level
+PARTED = ("axes", "cli", "oneshot", "choosing")  # packages, each at its level
+PACKAGES = {name: sorted((ROOT / "sparsec" / name).glob("*.py")) for name in PARTED}
 PLUGINS = sorted([*(ROOT / "passes").rglob("*.py"), *(ROOT / "backends").rglob("*.py")])
 
 

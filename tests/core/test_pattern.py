@@ -131,6 +131,44 @@ def test_nm_works_on_matrices_larger_than_one_chunk() -> None:
     assert torch.equal(kept_by_row(NM(2, 4), score)[:, 300:301], kept_by_row(NM(2, 4), score[300:301]))
 
 
+@given(pattern=sparse_patterns(), data=st.data())
+def test_choosing_is_projecting_and_masking(pattern: Pattern, data: st.DataObject) -> None:
+    score = data.draw(scores())
+    solver = data.draw(st.sampled_from(["l1", "l2", "greedy"]))
+    score = score if data.draw(st.booleans()) else score[0]
+    selection, mask = pattern.choose(score, solver)
+    expected = pattern.project(score, solver)
+
+    assert torch.equal(pattern.mask(expected, score.shape[-1]), mask)
+    assert expected.tensors().keys() == selection.tensors().keys()
+    for name, table in expected.tensors().items():
+        found = selection.tensors()[name]
+        assert table.dtype == found.dtype and found.is_contiguous() and torch.equal(table, found)
+
+
+@given(pattern=nm_patterns(), batch=st.integers(1, 3), rows=st.integers(1, 6), groups=st.integers(1, 4), data=st.data())
+def test_choosing_nm_at_once_is_projecting_and_masking_where_no_tail_is_left(
+    pattern: NM, batch: int, rows: int, groups: int, data: st.DataObject
+) -> None:
+    score = data.draw(scores((batch, rows, groups * pattern.m)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pattern_module, "_CHUNK_ELEMENTS", data.draw(st.integers(1, 200)))
+        selection, mask = pattern.choose(score)
+    expected = pattern.project(score)
+
+    assert torch.equal(expected.positions, selection.positions)
+    assert selection.positions.dtype == torch.uint8 and selection.columns is None
+    assert torch.equal(pattern.mask(expected, score.shape[2]), mask)
+
+
+def test_choosing_refuses_what_projecting_refuses() -> None:
+    for text in ("2:4", "2:20", "4:2:5", "4:2:5@strip", "unstructured:0.5"):
+        with pytest.raises(PatternError, match=f"^{re.escape(text)}: scores must be finite and not negative"):
+            Pattern.parse(text).choose(torch.tensor([[1.0, float("nan"), 0.0, 0.0]]))
+    with pytest.raises(PatternError, match="dense keeps every weight"):
+        Dense().choose(torch.ones(1, 4))
+
+
 # V:N:M ----------------------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +356,29 @@ def test_a_projected_weight_has_no_violations(pattern: Pattern, data: st.DataObj
     kept = torch.where(kept_by_row(pattern, weight.abs()), weight, 0.0)
 
     assert Violations(0, ()) == pattern.violations(kept)
+
+
+@given(pattern=nm_patterns(), data=st.data())
+def test_violations_of_nm_are_those_counted_group_by_group(pattern: NM, data: st.DataObject) -> None:
+    weight = data.draw(weights())
+    if data.draw(st.booleans()):
+        weight = weight.transpose(0, 1)  # not contiguous
+    bad = []
+    for b, matrix in enumerate(weight.tolist()):
+        for r, row in enumerate(matrix):
+            for g, start in enumerate(range(0, len(row), pattern.m)):
+                count = sum(value != 0 for value in row[start : start + pattern.m])
+                if count > pattern.n:
+                    of = f" of matrix {b}" if len(weight) > 1 else ""
+                    bad.append(f"row {r}{of}, group {g}: {count} nonzero columns, at most {pattern.n} allowed")
+
+    assert Violations(len(bad), tuple(bad[:3])) == pattern.violations(weight)
+
+
+def test_a_group_of_256_nonzeros_is_counted_to_the_end() -> None:
+    found = NM(255, 256).violations(torch.ones(1, 1, 256))
+
+    assert Violations(1, ("row 0, group 0: 256 nonzero columns, at most 255 allowed",)) == found
 
 
 def test_every_group_with_too_many_nonzeros_is_counted_and_the_first_are_named() -> None:

@@ -147,7 +147,7 @@ def test_an_unknown_pass_gets_the_nearest_name(name: str, near: str) -> None:
 
 
 def test_an_unknown_pass_that_is_near_nothing_gets_the_list() -> None:
-    with pytest.raises(RecipeError, match="unknown pass 'quantize'; there are mask, freeze, lower"):
+    with pytest.raises(RecipeError, match="unknown pass 'quantize'; there are choose-vm, mask, oneshot, freeze, lower"):
         parse_passes("quantize")
 
 
@@ -158,7 +158,8 @@ def test_an_unknown_pass_that_is_near_nothing_gets_the_list() -> None:
         ("mask{name=x}", "pass mask: there is no option 'name'"),
         ("freeze{pattern=2:4}", "pass freeze: there is no option 'pattern'"),
         ("mask{columns=best}", "pass mask: columns: .*'l1', 'l2', 'greedy' or 'exact'; found 'best'"),
-        ("mask{score=wanda}", "pass mask: score: .*found 'wanda'"),
+        ("mask{score=luck}", "pass mask: score: .*'magnitude', 'wanda', .*found 'luck'"),
+        ("oneshot{solver=luck}", "pass oneshot: solver: .*'alps'.*found 'luck'"),
         ("everything{count=many}", "pass everything: count: .*integer.*found 'many'"),
         ("everything{count=1.5}", "pass everything: count: .*found '1.5'"),
         ("everything{share=half}", "pass everything: share: .*number.*found 'half'"),

@@ -88,7 +88,38 @@ def test_the_default_is_docstrings_cut_to_the_model(bert: str) -> None:
 
 
 def test_a_compile_without_such_a_pass_has_no_calibration(bert: str) -> None:
-    assert "calibration" not in sparsec.compile(bert, out="a", pattern="2:4", options=QUICK).manifest
+    made = sparsec.compile(bert, out="a", pattern="2:4", passes="mask | freeze", options=QUICK)
+    again = json.loads(run(0, "compile", bert, "--pattern", "2:4", "--solver", "none", "--json", "-o", "b"))
+
+    for manifest in (made.manifest, again):
+        assert "calibration" not in manifest
+        assert "mask | freeze" == manifest["recipe"]["passes"]
+
+
+def test_by_default_a_model_is_pruned_with_data_where_there_is_some_and_the_recipe_says_so(bert: str) -> None:
+    text = sparsec.compile(bert, out="a", pattern="2:4", num_calibration_samples=8, options=QUICK).manifest
+    tokens = {"tokens": torch.randint(0, 9, (4, 6))}
+    given = sparsec.compile(
+        models.made(Tokens), tokens, out="b", pattern="2:4", calibration=[tokens], options=QUICK
+    ).manifest
+    none = sparsec.compile(models.made(Tokens), tokens, out="c", pattern="2:4", options=QUICK).manifest
+
+    allowed = "oneshot{unreached=dense}"  # what allow_dense makes of it
+    assert [allowed, allowed, "mask | freeze"] == [each["recipe"]["passes"] for each in (text, given, none)]
+    assert [8, 4, 0] == [each.get("calibration", {"samples": 0})["samples"] for each in (text, given, none)]
+
+
+def test_quality_below_the_asked_one_leaves_only_the_pruning_which_resume_takes_up(bert: str) -> None:
+    asked = ("compile", bert, "--pattern", "2:8", "--num-calibration-samples", "8", "-o", "q.sparsec")
+    said = run(1, *asked, "--min-quality", "1")
+
+    assert "--min-quality 1.0 was asked for; nothing written" in said
+    assert ".q.sparsec.work: --resume goes on from there" in said
+    assert [".q.sparsec.work"] == [path.name for path in Path().iterdir()]
+
+    run(0, *asked, "--resume")
+
+    assert ["q.sparsec"] == [path.name for path in Path().iterdir()]
 
 
 def test_batches_from_python_are_named_by_hash_and_asked_for_again() -> None:

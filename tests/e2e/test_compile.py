@@ -202,7 +202,9 @@ def test_dry_run_prints_a_recipe_that_compiles(folder: Path, tmp_path: Path) -> 
     assert sum(site["pattern"] == "2:4" for site in manifest["sites"]) == 4
 
 
-def test_quality_below_the_asked_one_fails_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+def test_quality_below_the_asked_one_fails_and_leaves_nothing_where_no_pass_keeps_work(
+    folder: Path, tmp_path: Path
+) -> None:
     done = run("compile", str(folder), "--pattern", "16:2:16", "--min-quality", "1", "-o", "q.sparsec", cwd=tmp_path)
 
     assert done.returncode == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sparsec import Recipe
+from sparsec import Recipe, show
 from sparsec.backends.kernel import cost
 from sparsec.cli import app
 
@@ -18,7 +18,7 @@ from sparsec.cli import app
 @pytest.fixture(autouse=True)
 def _no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setattr(show.out, "width", 140)  # which COLUMNS sets when it is first imported, maybe by another test
     monkeypatch.setattr(cost, "calibrate", lambda *_: None)
     cost._table_for.cache_clear()
 

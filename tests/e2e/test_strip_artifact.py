@@ -21,7 +21,7 @@ from sparsec.errors import ArtifactError, PassError, PatternError, SparsecError
 from sparsec.explain import explain
 from sparsec.layout import Values, compress
 from sparsec.pattern import Pattern
-from sparsec.search import choose
+from sparsec.search import Request, choose
 
 PATTERN = "4:2:5@strip"
 REASON = "no strip kernel yet"
@@ -179,7 +179,7 @@ def test_explain_and_select_say_that_there_is_no_kernel(monkeypatch: pytest.Monk
     assert up["reason"].startswith(REASON)
     assert up["nbytes"] < 4 * 33 * 14
     with pytest.raises(SparsecError, match=f"no candidate has a sparse kernel here: {REASON}"):
-        choose(program, backend, 1.5, 2, candidates=(PATTERN,))
+        choose(program, backend, Request("speedup", 1.5, 2, candidates=(PATTERN,)))
 
 
 # The program ----------------------------------------------------------------------------------------------------------

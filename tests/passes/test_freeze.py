@@ -8,9 +8,9 @@ from models import Classifier, Residual, Tied, made, random
 from torch import nn
 
 from sparsec import PassManager, Program, _fx, trace
-from sparsec.errors import RecipeError
+from sparsec.errors import PassError, RecipeError
 from sparsec.passes.freeze import Freeze
-from sparsec.pipeline import Note
+from sparsec.pipeline import Context, Note
 
 PATTERNS = ["2:4", "1:4", "2:5", "3:2:5", "4:2:5@strip", "unstructured:0.7"]
 
@@ -69,6 +69,23 @@ def test_the_given_program_and_its_model_keep_their_weights() -> None:
 
     assert torch.equal(weight, net.up.weight)
     assert program.sites["up.weight"].mask is not None
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_mask_that_keeps_more_than_its_selection_is_refused_by_name(pattern: str) -> None:
+    program = masked(pattern=pattern)
+    _fx.get_tensor(program.module, "down.weight_mask").fill_(True)
+
+    with pytest.raises(PassError, match=r"freeze: down\.weight: its mask is not that of its selection of "):
+        Freeze().run(program, Context())
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_mask_that_keeps_less_than_its_selection_is_folded(pattern: str) -> None:
+    program = masked(pattern=pattern)
+    _fx.get_tensor(program.module, "down.weight_mask").fill_(False)
+
+    assert not frozen(program).sites["down.weight"].read(frozen(program).module).any()
 
 
 def test_a_site_without_mask_is_left_alone_and_reported() -> None:

@@ -17,7 +17,7 @@ from sparsec.pattern import Pattern
 from sparsec.pipeline import Context, Note
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-ONE_ROUNDING = 1e-6  # the retained share is computed in fp64 here, in fp64 sums of fp32 scores there
+ONE_ROUNDING = 1e-6  # the retained share is computed in fp64 here, in fp32 sums of 40 scores there
 PATTERNS = ["2:4", "1:4", "2:8", "4:8", "2:5", "3:2:5", "64:2:8", "4:2:5@strip", "unstructured:0.7"]
 
 

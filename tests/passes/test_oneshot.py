@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparsec import Pass, PassManager, Program, trace
 from sparsec.data import Calibration
 from sparsec.errors import PatternError, RecipeError, SparsecError, UsageError
+from sparsec.oneshot.solving import Method
 from sparsec.passes.mask import Mask
 from sparsec.passes.oneshot import Oneshot
 from sparsec.pattern import Pattern
@@ -45,6 +46,13 @@ def error(before: Program, after: Program) -> float:
     with torch.no_grad():
         expected, found = before(x)["output"], after(x)["output"]
     return float((found - expected).norm() / expected.norm())
+
+
+def test_what_the_pass_does_by_default_is_what_its_method_does() -> None:
+    given, method = Oneshot(), dataclasses.asdict(Method(score=Oneshot().score))
+
+    assert 0.1 == given.damping
+    assert method == {name: getattr(given, name) for name in method}
 
 
 # Fires ----------------------------------------------------------------------------------------------------------------

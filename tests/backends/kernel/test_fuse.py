@@ -129,5 +129,6 @@ def test_nan_and_infinity_go_through_a_fused_activation_as_through_torchs() -> N
     x = torch.where(torch.eye(8)[:4].bool(), x, 0.0)
     found = install_kernels(lowered(net, 3, 8))(x)
 
-    expected = F.gelu(x).nan_to_num(nan=7.0)[:, :4].diag()
+    # One by one: for more than one float32, torch calls oneDNN, whose gelu gives NaN for Inf on some processors.
+    expected = torch.cat([F.gelu(value[None]) for value in x.diag()]).nan_to_num(nan=7.0)
     assert torch.equal(expected, next(iter(found.values())).nan_to_num(nan=7.0)[:, :4].diag())

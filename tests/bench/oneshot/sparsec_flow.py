@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +26,10 @@ class Sparsec:
         self.program: Program = program.replace(sites=program.sites.with_targets({"*": job.pattern}, ()))
         self.given = [self._inputs(batch) for batch in given]
         self.manager = PassManager.parse(job.passes)  # imports the passes
-        self.context = Context(seed=0, resources={"calibration": self._calibration})
+        # As `compile` does: pruned weights go to files at once and are mapped from there.
+        self._work = tempfile.TemporaryDirectory()
+        resources = {"calibration": self._calibration}
+        self.context = Context(seed=0, resources=resources, workdir=Path(self._work.name))
 
     def _inputs(self, batch: Batch) -> Batch:
         zeros = torch.zeros_like(batch["input_ids"])

@@ -138,6 +138,20 @@ def test_sites_of_one_input_are_solved_as_they_would_be_alone() -> None:
         torch.testing.assert_close(weights(alone)[site], weights(together)[site], **ALIKE)
 
 
+@pytest.mark.parametrize("solver", ["sparsegpt", "alps"])
+@pytest.mark.parametrize("pattern", ["1:4", "2:4", "2:2:4"])
+def test_the_share_kept_is_that_of_each_sites_own_dense_magnitude(pattern: str, solver: Solver) -> None:
+    """Also where sites are solved together, and where magnitude with a refit was better than the solver."""
+    ids = [{"tokens": torch.arange(24).view(3, 8) * seed % VOCABULARY} for seed in (1, 3, 7)]
+    program = trace(made(Encoder), ids[0], {"tokens": {0: "batch", 1: "length"}}, {"length": 16})
+    program = program.replace(sites=program.sites.with_targets({"*": pattern}))
+    after, result = pruned(program, ids, Method(solver))
+
+    for name, site in result.sites.items():
+        size, kept = program.sites[name].read(program.module).abs(), after.sites[name].read(after.module)
+        assert pytest.approx(float(size[kept != 0].sum() / size.sum()), rel=1e-5) == site.retained
+
+
 def test_a_tied_weight_is_pruned_once_on_the_inputs_of_all_its_uses() -> None:
     program, data = traced(made(Tied), 40, 6), batches(40, 6)
     after, result = pruned(program, data, Method("sparsegpt"))

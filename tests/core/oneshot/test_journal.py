@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from core.oneshot.test_engine import Stack, batches, traced, weights
-from models import made
+from models import made, random
+from torch import Tensor, nn
 
 from sparsec import Program
 from sparsec.errors import ArtifactError
+from sparsec.mapping import release
 from sparsec.oneshot import teams
 from sparsec.oneshot.engine import Result, prune
-from sparsec.oneshot.journal import Journal
+from sparsec.oneshot.journal import Entry, Journal
 from sparsec.oneshot.solving import Method, Solver
+from sparsec.pattern import Pattern
 from sparsec.pipeline import Progress, no_progress
 
 SITES = [f"layers.{i}.weight" for i in range(3)]
@@ -27,6 +31,18 @@ def run(
     journal = Journal(folder) if folder else None
     result = prune(program, list(program.sites), batches(20, 8), method or Method(), 0, progress, journal)
     return program.with_sites(result.sites.values()), result
+
+
+class Big(nn.Module):
+    """One layer of several pages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out
 
 
 class Stopped(Exception):  # noqa: N818  no error: somebody pressed a key
@@ -53,6 +69,26 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         )
         assert (site.retained, result.errors[name]) == (entry.retained, entry.error)
         assert torch.equal(weights(program)[name.replace("weight", "bias")], entry.bias)
+
+
+def test_what_is_kept_lies_in_the_file_and_is_what_was_given(tmp_path: Path) -> None:
+    program = traced(made(Big), 20, 64, pattern="2:4")
+    site = program.sites["layer.weight"]
+    weight = site.read(program.module).detach()
+    pattern = Pattern.parse("2:4")
+    selection, mask = pattern.choose(weight.abs())
+    given = Entry(weight * mask, selection, random(64), 0.7, None, "a note")
+    kept = Journal(tmp_path).keep(site, given)
+
+    assert torch.equal(given.weight, kept.weight)
+    assert torch.equal(given.selection.positions, kept.selection.positions)
+    assert given.bias is not None and kept.bias is not None and torch.equal(given.bias, kept.bias)
+    assert (0.7, None, "a note") == (kept.retained, kept.error, kept.note)
+    if not sys.platform.startswith("linux"):
+        return
+    assert 0 == release(given.weight)  # it is in memory of its own
+    assert release(kept.weight) > 0  # its pages are the file's, and can be given back
+    assert torch.equal(given.weight, kept.weight)
 
 
 def test_no_part_of_a_file_is_left(tmp_path: Path) -> None:

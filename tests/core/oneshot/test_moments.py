@@ -46,6 +46,7 @@ def test_squares_are_the_diagonal_of_the_gram_matrix() -> None:
     few, all_of_it = collect("squares", (X, X)), collect("gram", (X, X))
 
     assert (7,) == few.gram.shape
+    assert not few.mean.any()  # nobody who asks for squares only reads it
     assert close(few.squares, (X.double() ** 2).mean(0))
     assert close(all_of_it.squares, (X.double() ** 2).mean(0))
 
@@ -62,6 +63,40 @@ def test_blocks_and_chunks_give_the_same_matrix(monkeypatch: pytest.MonkeyPatch,
     assert close(found.gram, x.double().T @ x.double() / 200)
     assert close(found.cross, x.double().T @ x0.double() / 200)
     assert torch.equal(found.gram, found.gram.T)
+
+
+@given(st.sampled_from(["squares", "gram", "cross"]), st.integers(1, 250), st.lists(st.integers(0, 60), max_size=8))
+def test_tokens_that_wait_to_be_multiplied_are_neither_lost_nor_counted_twice(
+    need: Need, chunk: int, sizes: list[int]
+) -> None:
+    sizes = [size for size in sizes if sum(sizes) <= 200] or [200]
+    x, x0 = X[: sum(sizes)], X0[: sum(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moments, "_CHUNK", chunk)
+        found = collect(need, *zip(x.split(sizes), x0.split(sizes), strict=True))
+    tokens, wide = max(sum(sizes), 1), x.double()
+
+    assert sum(sizes) == found.tokens
+    assert close(found.squares, wide.square().sum(0) / tokens)
+    if need != "squares":
+        assert close(found.gram, wide.T @ wide / tokens)
+        torch.testing.assert_close(found.mean, wide.sum(0) / tokens, rtol=1e-5, atol=1e-6)
+    if need == "cross":
+        assert found.cross is not None and found.dense_mean is not None
+        assert close(found.cross, wide.T @ x0.double() / tokens)
+        torch.testing.assert_close(found.dense_mean, x0.double().sum(0) / tokens, rtol=1e-5, atol=1e-6)
+    else:
+        assert found.cross is None and found.dense_mean is None
+
+
+def test_few_tokens_wait_and_many_do_not() -> None:
+    collector, squares = Collector(7, "gram"), X.double().T @ X.double()
+    collector.add(X)
+    assert not collector._sums
+    for _ in range(10):
+        collector.add(X)
+
+    assert float(collector._sums["gram"].trace()) == pytest.approx(11 * float(squares.trace()), rel=1e-5)
 
 
 def test_centred_moments_are_covariances() -> None:

@@ -23,7 +23,7 @@ def operands(program: Program, site: Site, user: str) -> dict[int, Tensor]:
     node = _fx.find(program.module, user)
     stream = Stream(program.module, [list(program.inputs.values())])
     stream.advance(node)
-    (arguments,), (x,) = list(stream.arguments(node)), list(stream.values(input_of(node, site)))
+    ((arguments, x),) = stream.at(node, input_of(node, site))
     return dict(matrices(node, site, arguments, x, items_of(program.module, node, site)))
 
 
@@ -88,7 +88,10 @@ def test_uses_of_a_stacked_weight_read_their_own_parts(crossed: bool, parts: lis
     for user, each in found.items():
         node, stream = _fx.find(program.module, user), Stream(program.module, [list(program.inputs.values())])
         stream.advance(node)
-        (output,) = (node.target(*arguments) for arguments in stream.arguments(node))  # type: ignore[operator]
+        (output,) = (
+            node.target(*arguments)  # type: ignore[operator]
+            for arguments, _ in stream.at(node, input_of(node, site))
+        )
         torch.testing.assert_close(torch.cat(list(each.values()), 1), output.detach().flatten(0, -2), **ROUNDING)
 
 

@@ -22,6 +22,7 @@ PATTERNS = ["2:4", "1:4", "2:5", "8:16", "4:2:5", "64:2:8", "4:2:5@strip", "unst
 FP32 = 1e-4  # of the outputs: fp32 moments of 300 tokens
 ROUNDING = 1 + 1e-4  # of an objective, from the fp32 sums that solvers work with
 ROWS, COLS, TOKENS = 8, 22, 300
+DAMPING = Method().damping
 DENSE = weight(ROWS, COLS)
 X = inputs(TOKENS, COLS) + 0.5
 X0 = X + 0.1 * inputs(TOKENS, COLS, seed=1)
@@ -52,7 +53,7 @@ def check(solved: Solved, pattern: Pattern, dense: Tensor = DENSE) -> None:
     assert not solved.weight[~mask].any()
     assert not torch.signbit(solved.weight[~mask]).any()  # zeros are +0
     assert torch.isfinite(solved.weight).all()
-    assert 0 < solved.retained <= 1
+    assert solved.retained is None or 0 < solved.retained <= 1
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -73,6 +74,7 @@ def test_what_is_kept_is_the_selection_and_the_rest_is_zero(
         check(solved, pattern, dense)
         assert (bias and solver != "none") == (solved.bias_shift is not None)
         assert (solver == "none") == (solved.error is None)
+        assert (solver in ("none", "refit")) == (solved.retained is not None)  # the others have no score
 
 
 @given(sparse_patterns(), st.integers(1, 12), st.integers(1, 45), st.integers(0, 10**6), st.sampled_from(SOLVERS))
@@ -160,7 +162,7 @@ def test_no_solver_is_worse_than_magnitude_with_refit(
         return
     dense, matrix = weight(rows, cols, seed), gram(cols, seed, spread, damping=0)
     found = Moments(100, torch.zeros(cols, dtype=torch.float64), matrix)
-    hessian = matrix + 0.01 * matrix.diagonal().mean() * torch.eye(cols)
+    hessian = matrix + DAMPING * matrix.diagonal().mean() * torch.eye(cols)
     errors = [
         loss(dense, solve(dense, pattern, Method(which), found, None, False).weight, hessian)
         for which in (solver, "refit")
@@ -174,7 +176,8 @@ def test_large_layers_are_ordered_magnitude_refit_sparsegpt_alps(text: str) -> N
     dense, pattern = weight(128, 160), Pattern.parse(text)
     x = inputs(500, 160)
     found = moments(x)
-    methods = [Method("none"), Method("refit"), *[Method("sparsegpt")] * runs("sparsegpt", pattern), Method("alps")]
+    solvers = [solver for solver in SOLVERS if runs(solver, pattern)]
+    methods = [Method(solver, damping=0.01) for solver in solvers]  # three tokens a weight: little damping is right
     errors = [
         loss(dense, solve(dense, pattern, method, found, None, False).weight, x.T @ x / len(x)) for method in methods
     ]
@@ -227,18 +230,18 @@ def indefinite(level: float) -> Moments:
 
 @pytest.mark.parametrize("solver", ["sparsegpt", "refit"])
 def test_damping_is_raised_where_the_gram_matrix_is_singular_and_a_note_says_so(solver: Solver) -> None:
-    solved = prune("2:4", solver, indefinite(0.05), score="obs")
+    solved = prune("2:4", solver, indefinite(0.5), score="obs")
 
-    assert "the Gram matrix of its inputs is singular; damping was raised to 0.1" == solved.note
+    assert "the Gram matrix of its inputs is singular; damping was raised to 1" == solved.note
     check(solved, Pattern.parse("2:4"))
 
 
 def test_a_score_alone_says_that_damping_was_raised() -> None:
-    assert "damping was raised to 0.1" in prune("2:4", "none", indefinite(0.05), score="obs").note
+    assert "damping was raised to 1" in prune("2:4", "none", indefinite(0.5), score="obs").note
 
 
 def test_a_gram_matrix_that_stays_singular_is_an_error() -> None:
-    with pytest.raises(SparsecError, match="stays singular with damping 100"):
+    with pytest.raises(SparsecError, match="stays singular with damping 1000"):
         prune("2:4", "sparsegpt", indefinite(1e6))
 
 
@@ -249,7 +252,7 @@ def test_scores_are_their_formulas() -> None:
     size, norm = DENSE.abs(), X.square().mean(0).sqrt()
     gradients = weight(ROWS, COLS, 5).abs()
     hessian = X.T @ X / TOKENS
-    inverse = torch.linalg.inv(hessian + 0.01 * hessian.diagonal().mean() * torch.eye(COLS)).diagonal()
+    inverse = torch.linalg.inv(hessian + DAMPING * hessian.diagonal().mean() * torch.eye(COLS)).diagonal()
     relative = size / size.sum(0) + size / size.sum(1, keepdim=True)
     expected = {
         "magnitude": size,

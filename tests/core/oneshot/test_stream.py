@@ -29,7 +29,7 @@ def encoder() -> Program:
 def outputs(stream: Stream, program: Program) -> list[list[Tensor]]:
     end = program.module.graph.output_node()
     stream.advance(end)
-    return [list(next(iter(arguments)).values()) for arguments in stream.arguments(end)]
+    return [list(arguments[0].values()) for arguments, _ in stream.at(end, end.all_input_nodes[0])]
 
 
 # Running --------------------------------------------------------------------------------------------------------------
@@ -70,14 +70,62 @@ def test_values_are_dropped_after_their_last_use() -> None:
     assert most <= 2  # the residual stream and the branch
 
 
+class Wide(nn.Module):
+    """Three feed-forward layers with a wide middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ModuleList(nn.Linear(4, 32) for _ in range(3))
+        self.down = nn.ModuleList(nn.Linear(32, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(torch.relu(up(x)))
+        return x
+
+
+def test_wide_values_are_not_kept_and_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsec.oneshot.stream._HELD_BYTES", 0)
+    program = trace(made(Wide), (random(2, 4),))
+    batches = [random(2, 4), random(3, 4, seed=1)]
+    stream, kept = Stream(program.module, [[batch] for batch in batches]), {}
+    for node in program.module.graph.nodes:
+        if "linear" in str(node.target):
+            stream.advance(node)
+            source = node.args[0]
+            kept[node.name] = max(value.shape[-1] for values in stream._values for value in values.values())
+            found = [x for _, x in stream.at(node, source)]  # type: ignore[arg-type]
+            again = [x for _, x in stream.fork().at(node, source)]  # type: ignore[arg-type]
+            assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+    assert {4} == set(kept.values())  # never the 32 of the middle
+    for batch, values in zip(batches, outputs(stream, program), strict=True):
+        assert torch.equal(program(batch)["output"], values[0])
+
+
+def test_a_weight_changed_behind_values_that_are_not_kept_is_what_later_nodes_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sparsec.oneshot.stream._HELD_BYTES", 0)
+    program = trace(made(Wide), (random(2, 4),))
+    stream = Stream(program.module, [[random(2, 4)]])
+    for name in ("down.0.weight", "down.1.weight"):
+        site = program.sites[name]
+        stream.advance(_fx.find(program.module, *site.users))
+        site.write(program.module, torch.full(site.shape, 0.5))
+
+    ((found,),) = outputs(stream, program)
+    assert torch.equal(program(random(2, 4))["output"], found)
+
+
 def test_a_dropped_value_is_freed() -> None:
     program = trace(made(Deep), (random(2, 4),))
     stream = Stream(program.module, [[random(2, 4)]])
     linears = [node for node in program.module.graph.nodes if "linear" in str(node.target)]
     stream.advance(linears[1])
-    (value,) = stream.values(linears[1].args[0])  # type: ignore[arg-type]
+    ((arguments, value),) = stream.at(linears[1], linears[1].args[0])  # type: ignore[arg-type]
     seen = weakref.ref(value)
-    del value
+    del arguments, value
     assert seen() is not None
     stream.advance(linears[3])
     gc.collect()
