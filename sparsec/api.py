@@ -191,11 +191,11 @@ def _compile_in(
         _calibrate(backends, program, recipe, options)
     options.progress("measuring quality", 2, _STAGES)
     measured = _measure_quality(program, dense, loaded, options)
-    mapping.release(*dense.module.parameters())
     manifest = describe(program, recipe, measured, loaded.samples_are)
     manifest |= samples.describe()
     if magnitude := _by_magnitude(program, dense, reports, loaded):
         manifest["quality"]["magnitude"] = magnitude
+    mapping.release(*dense.module.parameters())
     manifest["passes"] = [{"pass": r.text, "seconds": round(r.seconds, 3), **r.data} for r in reports]
     dense_bytes = sum(p.nbytes for p in dense.module.parameters())
     with store.writing(out, options.force) as folder:
@@ -219,7 +219,7 @@ def _compile_in(
             stored = backends[0].load(folder, manifest)
             measured = _measure_quality(stored, dense, loaded, options)
             manifest |= _measure_values(recipe, stored, program, loaded.samples)
-            manifest["quality"] = describe_quality(measured, loaded.samples_are)
+            manifest["quality"] |= describe_quality(measured, loaded.samples_are)
         options.progress("verifying", 4, _STAGES)
         _verify(folder, manifest)
         if options.measure_speed and "kernel" in manifest["backends"]:

@@ -75,3 +75,11 @@ def _give_back(page: int, count: int) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     address, nbytes = ctypes.c_void_p(page * mmap.PAGESIZE), count * mmap.PAGESIZE
     return nbytes if libc.madvise(address, ctypes.c_size_t(nbytes), mmap.MADV_DONTNEED) == 0 else 0
+
+
+def trim() -> None:
+    """Ask the C library to give freed memory back to the system: after many large and short-lived tensors it may keep
+    several times what is in use. Does nothing where it has no such call."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc
+        libc.malloc_trim(ctypes.c_size_t(0))

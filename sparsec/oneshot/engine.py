@@ -30,6 +30,8 @@ from sparsec.oneshot.stops import Stop, Use, bias_of, find_stops
 from sparsec.oneshot.stream import Stream
 from sparsec.oneshot.teams import is_plain, solve_team, teams_of
 
+_MANY_TOKENS = 4096  # of calibration data: above, freed memory is given back at every stop, which takes some time
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import GraphModule
@@ -112,7 +114,7 @@ class _Walk:
         original: Stream | None = None
         two = self.method.need == "cross" or self.method.calibration == "independent"
         dense = self.program.clone().module if two else module
-        done = 0
+        many = sum(batch[0].numel() for batch in given) > _MANY_TOKENS
         passed: list[Tensor] = []
         for stop in stops:
             stream.advance(stop.node)
@@ -121,26 +123,33 @@ class _Walk:
             if original is not None:
                 original.advance(stop.node)
             mapping.release(*passed)  # rule 7
+            if many:
+                mapping.trim()
             passed = [_fx.get_tensor(dense, site.name) for site in stop.sites]  # before they are pruned
-            measured: dict[Any, dict[int, Moments]] = {}
-            for team in teams_of(module, stop, self.method):
-                self.progress("pruning", done, len(self.sites))
-                done += len(team)
-                finished = [self.journal.read(site) if self.journal else None for site in team]
-                if all(finished):
-                    for site, entry in zip(team, finished, strict=True):
-                        _put(self.program, site, entry, self.result)  # type: ignore[arg-type]
-                    continue
-                site = team[0]
-                moments = known.get(site.name) or self._moments(site, stop.uses[site.name], stream, original, measured)
-                if not any(one.tokens for one in moments.values()):
-                    self.result.unreached += [each.name for each in team]
-                    continue
-                for each, entry in list(solve_team(self.program, team, self.method, moments, self.gathered)):
-                    kept = self.journal.keep(each, entry) if self.journal else entry
-                    _put(self.program, each, kept, self.result)
+            self._prune(stop, known, stream, original)
             passed += [_fx.get_tensor(module, site.name) for site in stop.sites]
+        if many:
+            mapping.trim()
         self.progress("pruning", len(self.sites), len(self.sites))
+
+    def _prune(self, stop: Stop, known: dict[str, dict[int, Moments]], stream: Stream, original: Stream | None) -> None:
+        """The sites of a stop, all moments being forgotten at its end (rule 3)."""
+        measured: dict[Any, dict[int, Moments]] = {}
+        for team in teams_of(self.program.module, stop, self.method):
+            self.progress("pruning", len(self.result.sites), len(self.sites))
+            finished = [self.journal.read(site) if self.journal else None for site in team]
+            if all(finished):
+                for site, entry in zip(team, finished, strict=True):
+                    _put(self.program, site, entry, self.result)  # type: ignore[arg-type]
+                continue
+            site = team[0]
+            moments = known.get(site.name) or self._moments(site, stop.uses[site.name], stream, original, measured)
+            if not any(one.tokens for one in moments.values()):
+                self.result.unreached += [each.name for each in team]
+                continue
+            for each, entry in list(solve_team(self.program, team, self.method, moments, self.gathered)):
+                kept = self.journal.keep(each, entry) if self.journal else entry
+                _put(self.program, each, kept, self.result)
 
     def _moments(
         self, site: Site, uses: Sequence[Use], stream: Stream, original: Stream | None, measured: dict[Any, Any]

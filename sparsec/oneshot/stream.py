@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsec import _fx
 
-_HELD_BYTES = 64_000_000  # that cross a stop: fewer are always kept
+_HELD_BYTES = 32_000_000  # that cross a stop: fewer are always kept
 _WIDER = 1.5  # times what crossed the last stop
 
 if TYPE_CHECKING:
