@@ -9,7 +9,7 @@ SOURCES := $(wildcard pyproject.toml setup.py backends/kernel/cpu/*.cpp backends
 # At most one thread per core in all: each of two test processes computes on one.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -q
 
-.PHONY: help demo test test-fast test-all check dev bench clean
+.PHONY: help demo test test-fast test-all bench-peers check dev clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,10 @@ test-all: $(VENV)/.installed-dev  ## every test, and the benches with their boun
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_cpu_int8.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_explain.py
 	$(BIN)/python tests/bench/bench_compile.py
+	$(BIN)/python tests/bench/bench_oneshot_quality.py --quick
+
+bench-peers: $(VENV)/.installed-dev  ## one-shot pruning against llm-compressor, modelopt and onnxsim: half an hour, network
+	$(BIN)/python tests/bench/peers.py --markdown peers.md
 
 check: $(VENV)/.installed-dev  ## style, types, layering
 	$(BIN)/ruff check .
