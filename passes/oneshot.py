@@ -71,7 +71,8 @@ class Oneshot(Pass):
             self.solver, self.score, self.columns, self.normalise, self.calibration, self.damping, self.refit, self.bias
         )
         batches = ctx.calibration(self.name).batches if wanted and method.calibrated else ()
-        journal = Journal(ctx.workdir / self.name) if ctx.workdir else None
+        # Masks alone are found again faster than they are written and read.
+        journal = Journal(ctx.workdir / self.name) if ctx.workdir and self.solver != "none" else None
         found = prune(program, wanted, batches, method, ctx.seed, ctx.progress, journal)
         changed = list(found.sites.values())
         if found.unreached and self.unreached == "fail":  # rule 4

@@ -47,6 +47,8 @@ def kept_of(entries: Tensor, n: int) -> Tensor:
     import torch
 
     m = len(entries)
+    if (n, m) == (2, 4) and (quick := _two_of_four(entries)) is not None:
+        return quick
     beaten = torch.zeros(entries.shape, dtype=torch.uint8, device=entries.device)
     for i in range(m):
         for j in range(i + 1, m):
@@ -54,6 +56,17 @@ def kept_of(entries: Tensor, n: int) -> Tensor:
             beaten[i] += later_wins.view(torch.uint8)
             beaten[j] += later_wins.logical_not_().view(torch.uint8)
     return beaten < n
+
+
+def _two_of_four(entries: Tensor) -> Tensor | None:
+    """2:4 by the second largest, from a network of minima and maxima: half the time. None where scores tie."""
+    import torch
+
+    a, b, c, d = entries.unbind(0)
+    high, low = torch.maximum(a, b), torch.minimum(a, b)
+    high_too, low_too = torch.maximum(c, d), torch.minimum(c, d)
+    kept = entries >= torch.maximum(torch.minimum(high, high_too), torch.maximum(low, low_too))
+    return kept if int(kept.count_nonzero()) == 2 * a.numel() else None
 
 
 def offsets_of(kept: Tensor, n: int) -> Tensor:

@@ -39,8 +39,9 @@ def sweep(weight: Tensor, gram: Tensor, ridge: float, pattern: NM | VNM) -> Tens
     first = energy.argsort(descending=True, stable=True)  # rule 2
     order = (first[:, None] * m + torch.arange(m)).flatten()
     order = torch.cat([order, torch.arange(whole * m, cols)])
-    # Rows are copied several times faster than columns; gram is symmetric.
-    hessian = gram.index_select(0, order).T.contiguous().index_select(0, order)
+    hessian = torch.empty_like(gram)
+    for part, rows in zip(hessian.split(_FACTORED), order.split(_FACTORED), strict=True):  # without another copy of all
+        torch.index_select(gram.index_select(0, rows), 1, order, out=part)
     hessian.diagonal().add_(ridge)
     kept = _sweep(weight.T.contiguous().index_select(0, order), hessian, pattern)
     return kept.index_select(0, order.argsort()).T.contiguous()
