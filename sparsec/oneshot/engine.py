@@ -69,7 +69,7 @@ def prune(
     for site in sites:
         if reason := misfit(site.pattern, method.solver):
             raise PatternError(f"{site.name}: {reason}")
-        if not bool(torch.isfinite(site.read(program.module).abs().sum(dtype=torch.float32))):
+        if not bool(torch.isfinite(site.read(program.module).sum(dtype=torch.float32))):
             raise PatternError(f"{site.name}: the weight holds NaN or Inf; repair the checkpoint before pruning it")
     result = Result()
     gathered: dict[str, Tensor] = {}

@@ -108,7 +108,7 @@ def solve(
             note = f"the Gram matrix of its inputs is singular; damping was raised to {damping:g}"
     else:
         raise SparsecError(f"the Gram matrix of its inputs stays singular with damping {damping / 10:g}")
-    kept = (found.kept * _as_float(found.mask)).add_(0.0).to(weight.dtype)  # adding turns -0.0 into +0.0
+    kept = (found.kept * found.mask).add_(0.0).to(weight.dtype)  # adding turns -0.0 into +0.0
     if method.solver == "none" or problem is None:
         return Solved(kept, found.selection, None, found.retained, None, note or (problem.note if problem else ""))
     _check(kept, pattern, found)
@@ -192,7 +192,7 @@ def _plus_ridge(matrix: Tensor, ridge: float) -> Tensor:
 def _by_score(
     weight: Tensor, problem: _Problem | None, pattern: Pattern, method: Method, facts: Facts
 ) -> tuple[Selection, Tensor, float]:
-    """Selection, mask (rows, cols) and the share of the score that is kept."""
+    """Selection, mask (rows, cols; 1.0 and 0.0) and the share of the score that is kept."""
     entry = SCORES[method.score]
     if entry.needs == "gram":
         assert problem is not None
@@ -202,9 +202,9 @@ def _by_score(
     if not total:  # no input, or no gradient, ever: not the first columns, but the largest weights
         score = weight.abs()
         total = float(score.sum())
-    selection, mask = pattern.choose(score, method.columns)
-    kept = score.flatten().dot(_as_float(mask[0]).flatten())
-    return selection, mask[0], float(kept) / total if total else 1.0
+    selection, chosen = pattern.choose(score, method.columns)
+    mask = _as_float(chosen[0])
+    return selection, mask, float(score.flatten().dot(mask.flatten())) / total if total else 1.0
 
 
 def _as_float(mask: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def _as_float(mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a solver gives: values where the mask (rows, cols) is true, anything elsewhere."""
+    """What a solver gives: values where the mask (rows, cols; 1.0 and 0.0) is 1, anything elsewhere."""
 
     kept: Tensor
     mask: Tensor
@@ -248,7 +248,8 @@ def _sparsegpt(problem: _Problem | None, pattern: Pattern, method: Method, facts
         kept = sweep(problem.best, problem.moments.gram, problem.ridge, pattern)
     else:
         raise PatternError(str(misfit(pattern, method.solver)))
-    selection, mask = selection_of(pattern, kept, columns)
+    selection, chosen = selection_of(pattern, kept, columns)
+    mask = _as_float(chosen)
     if method.refit:
         kept = refit.solve(problem.target, problem.hessian, mask, kept)
     return _Found(kept, mask, selection)
@@ -258,8 +259,8 @@ def _alps(problem: _Problem | None, pattern: Pattern, method: Method, facts: Fac
     assert problem is not None
     project = Projection(pattern, "l1")  # of squares: the columns of a Euclidean projection, which ADMM asks for
     kept = alps(problem.dense, problem.hessian, problem.target, project)
-    selection, mask = selection_of(pattern, kept, project.columns)
-    return _Found(kept, mask, selection)
+    selection, chosen = selection_of(pattern, kept, project.columns)
+    return _Found(kept, _as_float(chosen), selection)
 
 
 _SOLVE: dict[Solver, _Solve] = {"none": _none, "refit": _refit, "sparsegpt": _sparsegpt, "alps": _alps}
@@ -283,7 +284,7 @@ def _check(kept: Tensor, pattern: Pattern, found: _Found) -> None:
     """Whatever a solver did: its weights are finite, in the pattern, and where its selection says."""
     import torch
 
-    if not bool(torch.isfinite(kept.abs().sum(dtype=torch.float32))):
+    if not bool(torch.isfinite(kept.sum(dtype=torch.float32))):
         raise SparsecError("the solver gave NaN or Inf; raise damping, or give more calibration data")
     broken = pattern.violations(kept[None]) if pattern.decidable else pattern.violations_of(kept[None], found.selection)
     if broken.count:
