@@ -29,6 +29,7 @@ class Stream:
         self._module = module
         self._order = list(module.graph.nodes)
         self._at = self._ahead = 0
+        self._crossed = 0.0  # bytes that crossed the last stop whose values were kept; the model's inputs do not count
         self._place = {node: i for i, node in enumerate(self._order)}
         self._deferred = _weights_only(self._order)
         uses: dict[Node, int] = {}
@@ -62,8 +63,9 @@ class Stream:
         self._run_to(end, first)
         share = _nbytes(self._values[0]) / max(sum(map(_nbytes, self._values)), 1)
         crossing = _nbytes(first) / max(share, 1e-9)
-        if crossing > _HELD_BYTES and crossing > _WIDER * _nbytes(self._values[0]) / max(share, 1e-9):
+        if self._crossed and crossing > _HELD_BYTES and crossing > _WIDER * self._crossed:
             return
+        self._crossed = crossing
         self._values[0] = first
         for values in self._values[1:]:  # rule 1
             self._run_to(end, values)
