@@ -281,7 +281,7 @@ def _solved(problem: _Problem | None, pattern: Pattern, method: Method, facts: F
 
 
 def _check(kept: Tensor, pattern: Pattern, found: _Found) -> None:
-    """Whatever a solver did: its weights are finite, in the pattern, and where its selection says."""
+    """Whatever a solver did: its weights are finite and in the pattern (they were masked by its own selection)."""
     import torch
 
     if not bool(torch.isfinite(kept.sum(dtype=torch.float32))):
