@@ -11,6 +11,7 @@ from sparsec import _fx
 from sparsec.errors import PassError
 from sparsec.pipeline import Context, Equivalence, Note, Pass, PassResult
 from sparsec.program import Program
+from sparsec.selection import kept_only
 from sparsec.sites import Site
 
 
@@ -38,7 +39,7 @@ class Freeze(Pass):
                 continue
             mask = site.view.to_matrices(_fx.get_tensor(program.module, site.mask))
             weight = site.read(program.module)
-            folded = torch.where(mask, weight, 0.0)
+            folded = kept_only(weight, mask)
             _check(site, mask, folded)  # rule 4
             site.write(program.module, folded)  # rule 1
             _fx.remove_mask(program.module, site.mask)  # rule 2

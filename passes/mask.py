@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from sparsec import _fx
 from sparsec.columns import Solver
@@ -18,6 +19,8 @@ from sparsec.oneshot.solving import Method
 from sparsec.pipeline import Context, Equivalence, Note, Pass, PassResult
 from sparsec.program import Program
 from sparsec.sites import Site
+
+_PART = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -55,26 +58,26 @@ class Mask(Pass):
         program = program.replace(sites=sites)
         wanted = [site for site in sites if site.pattern is not None and not site.mask]
         notes = tuple(Note(site.name, _why(site)) for site in sites if site not in wanted)  # rule 3
-        chosen = [site for site in wanted if site.selection is not None]  # rule 5
+        chosen = [(site, _mask(site)) for site in wanted if site.selection is not None]  # rule 5
         chosen += self._choose(program, [site for site in wanted if site.selection is None], ctx)
-        changed = [_insert(program, site) for site in chosen]
+        changed = [_insert(program, *pair) for pair in chosen]
         return PassResult(program.with_sites(changed), notes, {"masked": len(changed)})
 
-    def _choose(self, program: Program, sites: Sequence[Site], ctx: Context) -> Iterator[Site]:
-        """The sites with their selections."""
+    def _choose(self, program: Program, sites: Sequence[Site], ctx: Context) -> Iterator[tuple[Site, Tensor]]:
+        """The sites with their selections, and the masks of these."""
         if SCORES[self.score].needs != "nothing" and sites:
             method = Method("none", self.score, self.columns, self.normalise)
             batches = ctx.calibration(self.name).batches
             found = prune(program.clone(), sites, batches, method, ctx.seed, ctx.progress)  # rule 6
             if found.unreached:
                 raise PatternError(f"{found.unreached[0]}: no calibration sample reaches it; score it by magnitude")
-            yield from found.sites.values()
+            yield from ((site, _mask(site)) for site in found.sites.values())
             return
         for done, site in enumerate(sites):
             ctx.progress("mask", done, len(sites))
             yield self._by_magnitude(program, site)
 
-    def _by_magnitude(self, program: Program, site: Site) -> Site:
+    def _by_magnitude(self, program: Program, site: Site) -> tuple[Site, Tensor]:
         assert site.pattern is not None
         size = site.read(program.module).abs()
         total = float(size.sum(dtype=torch.float32))
@@ -83,14 +86,23 @@ class Mask(Pass):
         score = normalised(size.float(), self.normalise)
         selection, mask = site.pattern.choose(score, self.columns)
         total = total if self.normalise == "none" else float(score.sum())
-        retained = float((score * mask).sum()) / total if total else 1.0  # rule 4
-        return site.replace(selection=selection, retained=retained)
+        retained = _kept(score, mask) / total if total else 1.0  # rule 4
+        return site.replace(selection=selection, retained=retained), mask
 
 
-def _insert(program: Program, site: Site) -> Site:
+def _kept(score: Tensor, mask: Tensor) -> float:
+    """Sum of the scores that the mask keeps, in parts that fit the cache."""
+    parts = zip(score.flatten().split(_PART), mask.flatten().split(_PART), strict=True)
+    return sum(float((part * kept).sum()) for part, kept in parts)
+
+
+def _mask(site: Site) -> Tensor:
     assert site.pattern is not None and site.selection is not None
+    return site.pattern.mask(site.selection, site.shape[2])
+
+
+def _insert(program: Program, site: Site, mask: Tensor) -> Site:
     name = f"{site.name}_mask"
-    mask = site.pattern.mask(site.selection, site.shape[2])
     _fx.set_tensor(program.module, name, site.view.to_parameter(mask))
     _fx.insert_mask(program.module, site, name)  # rule 2
     return site.replace(mask=name)

@@ -21,6 +21,12 @@ class Violations:
     first: tuple[str, ...]
 
 
+def most_in(n: int, m: int, window: int) -> int:
+    """Most columns that `window` columns from a multiple of `window` on can hold, with `n` in each group of `m`."""
+    starts = range(0, math.lcm(m, window), window)
+    return max(sum(min(n, min(b + m, a + window) - max(a, b)) for b in range(a // m * m, a + window, m)) for a in starts)
+
+
 def pad_columns(rows: Tensor, m: int, fill: float = -1) -> Tensor:
     """(rows, cols) cut in groups: (rows, groups, m), the tail filled up with `fill`."""
     import torch
@@ -74,6 +80,8 @@ def offsets_of(kept: Tensor, n: int) -> Tensor:
     import torch
 
     m, flags = len(kept), kept.view(torch.uint8)
+    if n <= 2:  # the first and the last of each group: half the time
+        return torch.stack([_first(flags), _last(flags)][:n], 2)
     offsets = torch.zeros(n, *kept.shape[1:], dtype=torch.uint8, device=kept.device)
     before = torch.zeros_like(flags[0])  # how many of the offsets below j are kept
     for j in range(m):
@@ -82,6 +90,25 @@ def offsets_of(kept: Tensor, n: int) -> Tensor:
                 offsets[place] += flags[j] * (before == place).view(torch.uint8) * j
         before += flags[j]
     return torch.stack(offsets.unbind(0), 2)
+
+
+def _first(flags: Tensor) -> Tensor:
+    """(m, ...) of 0 and 1 -> where the first 1 is, by counting the 0s before it."""
+    missing = 1 - flags[:-1]
+    count = missing.new_zeros(flags.shape[1:])
+    for absent in reversed(missing.unbind(0)):
+        count = count.add_(1).mul_(absent)
+    return count
+
+
+def _last(flags: Tensor) -> Tensor:
+    """(m, ...) of 0 and 1 -> where the last 1 is."""
+    import torch
+
+    place = torch.zeros_like(flags[0])
+    for j in range(1, len(flags)):
+        torch.maximum(place, flags[j] * j, out=place)
+    return place
 
 
 def offenders(counts: Tensor, limit: int, rows: str, rows_per_count: int) -> Violations:

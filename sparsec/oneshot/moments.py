@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 Need = Literal["squares", "gram", "cross"]
 """The squares of each input only; all products of two; and those with the dense model's inputs besides."""
 _CHUNK = 2048  # tokens multiplied at once in float32, about
-_HALVES = 512  # above so many columns, the lower triangle of a Gram matrix is not computed block by block
+_HALVES = 512  # above so many columns, the lower triangle of a Gram matrix is not computed
+_BLOCKS = 8  # that it is cut into, a side
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,11 @@ def _gram(x: Tensor) -> Tensor:
     cols = x.shape[1]
     if cols < _HALVES:
         return x.T @ x
-    half, gram = cols // 2, x.new_empty(cols, cols)
-    left, right = x[:, :half], x[:, half:]
-    gram[:half, :half] = left.T @ left
-    gram[half:, half:] = right.T @ right
-    gram[:half, half:] = left.T @ right
-    gram[half:, :half] = gram[:half, half:].T
+    step, gram = -(-cols // _BLOCKS), x.new_empty(cols, cols)
+    for start in range(0, cols, step):
+        end = start + step
+        gram[start:end, start:] = x[:, start:end].T @ x[:, start:]
+        gram[end:, start:end] = gram[start:end, end:].T
     return gram
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsec import _fx
 
-_HELD_BYTES = 32_000_000  # that cross a stop: fewer are always kept
+_HELD_BYTES = 160_000_000  # that cross a stop, in all streams together: fewer are always kept
 _WIDER = 1.5  # times what crossed the last stop
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Stream:
         self._module = module
         self._order = list(module.graph.nodes)
         self._at = self._ahead = 0
+        self._most = _HELD_BYTES
         self._crossed = 0.0  # bytes that crossed the last stop whose values were kept; the model's inputs do not count
         self._place = {node: i for i, node in enumerate(self._order)}
         self._deferred = _weights_only(self._order)
@@ -44,6 +45,7 @@ class Stream:
 
     def fork(self) -> Stream:
         """Another stream at the same node with the same values."""
+        self._most //= 2
         twin = object.__new__(Stream)
         twin.__dict__ = {**self.__dict__, "_values": [dict(values) for values in self._values]}
         return twin
@@ -63,7 +65,7 @@ class Stream:
         self._run_to(end, first)
         share = _nbytes(self._values[0]) / max(sum(map(_nbytes, self._values)), 1)
         crossing = _nbytes(first) / max(share, 1e-9)
-        if self._crossed and crossing > _HELD_BYTES and crossing > _WIDER * self._crossed:
+        if self._crossed and crossing > self._most and crossing > _WIDER * self._crossed:
             return
         self._crossed = crossing
         self._values[0] = first
