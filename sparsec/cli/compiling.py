@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,9 @@ def compile(
     ] = None,
     layer: Annotated[
         list[str] | None, typer.Option(help="SELECTOR=PATTERN for some sites: 're:fc1=64:2:8'. Repeatable.")
+    ] = None,
+    also: Annotated[
+        str | None, typer.Option(help="N:M that all patterns shall follow too: 2:4 makes 64:2:5 64:2:5+2:4.")
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Selector of sites that stay dense. Repeatable.")] = None,
     include_pooler: Annotated[bool, typer.Option("--include-pooler", help="Make poolers sparse too.")] = False,
@@ -77,6 +81,8 @@ def compile(
     as_json: Json = False,
 ) -> None:
     """Make a model sparse, write an artifact, prove it and measure it."""
+    # Threads that wait busily for each other are many times slower when another program has one of the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with reporting(as_json):
         from sparsec import api
         from sparsec.shorthand import recipe_of
@@ -85,7 +91,7 @@ def compile(
             model, pattern, layer, ignore, include_pooler, recipe, passes, score, columns, backend, seed, values,
             tokens, drop_slow, onnx_weights, dtype=dtype, calib=calib, num_calibration_samples=num_calibration_samples,
             max_seq_length=max_seq_length, text_columns=text_columns, target_speedup=target_speedup,
-            solver=solver,
+            solver=solver, also=also,
         )  # fmt: skip
         if dry_run:
             sys.stdout.write(made.model_dump_json(indent=1) + "\n" if as_json else made.to_yaml())

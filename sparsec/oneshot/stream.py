@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from sparsec import _fx
 
-_HELD_BYTES = 160_000_000  # that cross a stop, in all streams together: fewer are always kept
+_HELD_ALONE = 160_000_000  # bytes that cross a stop of the only stream: fewer are always kept
+_HELD_PAIRED = 32_000_000  # and in each of two
 _WIDER = 1.5  # times what crossed the last stop
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Stream:
         self._module = module
         self._order = list(module.graph.nodes)
         self._at = self._ahead = 0
-        self._most = _HELD_BYTES
+        self._most = _HELD_ALONE
         self._crossed = 0.0  # bytes that crossed the last stop whose values were kept; the model's inputs do not count
         self._place = {node: i for i, node in enumerate(self._order)}
         self._deferred = _weights_only(self._order)
@@ -45,7 +46,7 @@ class Stream:
 
     def fork(self) -> Stream:
         """Another stream at the same node with the same values."""
-        self._most //= 2
+        self._most = _HELD_PAIRED
         twin = object.__new__(Stream)
         twin.__dict__ = {**self.__dict__, "_values": [dict(values) for values in self._values]}
         return twin

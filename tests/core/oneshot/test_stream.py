@@ -85,7 +85,8 @@ class Wide(nn.Module):
 
 
 def test_wide_values_are_not_kept_and_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsec.oneshot.stream._HELD_BYTES", 0)
+    monkeypatch.setattr("sparsec.oneshot.stream._HELD_ALONE", 0)
+    monkeypatch.setattr("sparsec.oneshot.stream._HELD_PAIRED", 0)
     program = trace(made(Wide), (random(2, 4),))
     batches = [random(2, 4), random(3, 4, seed=1)]
     stream, kept = Stream(program.module, [[batch] for batch in batches]), {}
@@ -106,7 +107,7 @@ def test_wide_values_are_not_kept_and_are_computed_again(monkeypatch: pytest.Mon
 def test_a_weight_changed_behind_values_that_are_not_kept_is_what_later_nodes_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sparsec.oneshot.stream._HELD_BYTES", 0)
+    monkeypatch.setattr("sparsec.oneshot.stream._HELD_ALONE", 0)
     program = trace(made(Wide), (random(2, 4),))
     stream = Stream(program.module, [[random(2, 4)]])
     for name in ("down.0.weight", "down.1.weight"):
