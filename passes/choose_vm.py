@@ -14,6 +14,7 @@ from sparsec.choosing.options import Budget, Objective
 from sparsec.choosing.request import CANDIDATES, Mode, Request
 from sparsec.cost import Cost, TokenRange
 from sparsec.errors import RecipeError, UsageError
+from sparsec.intersection import joined
 from sparsec.layout import Values
 from sparsec.pattern import Pattern
 from sparsec.pipeline import Context, Equivalence, Note, Pass, PassResult
@@ -50,6 +51,8 @@ class ChooseVM(Pass):
     uniform: bool = False
     candidates: str = ""
     """Comma-separated patterns; empty: 2:4 and V:2:M of four V and seven M."""
+    also: str = ""
+    """N:M that every candidate must follow too: 64:2:5 becomes 64:2:5+2:4 (see `joined`)."""
     diversity: Diversity = "counted"
     values: str = ""
     """What sparse weights are stored as; empty: what the recipe says."""
@@ -112,6 +115,10 @@ class ChooseVM(Pass):
     def _request(self, values: Values) -> Request:
         budget, amount = self._budget
         candidates = tuple(part.strip() for part in self.candidates.split(",")) if self.candidates else CANDIDATES
+        if self.also and self.mode == "paper":
+            raise RecipeError(f"pass choose-vm: mode paper chooses among V:2:M only; leave out also={self.also}")
+        if self.also:
+            candidates = tuple(dict.fromkeys(joined(text, self.also) for text in candidates))
         try:
             return Request(
                 budget, amount, self.tokens, self.mode, self.objective, self.uniform, candidates, self.diversity, values

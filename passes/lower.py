@@ -29,6 +29,7 @@ class Lower(Pass):
     5. With `values` bf16 or int8 the tables hold rounded weights, and the program is no longer close to what it was:
        it declares `lossy`. Two layers that share a weight share the rounded one.
     6. Dropout, which eval mode has switched off, is removed: a lowered program is for inference.
+    7. What runs is one pattern: of an intersection the first, with 0 where the second leaves a slot empty.
     """
 
     name: ClassVar[str] = "lower"
@@ -77,7 +78,7 @@ class Lower(Pass):
         if site.kind == "conv1d_hf":
             bias, x = node.args[:2] if len(node.args) > 2 else (None, node.args[0])
         *tables, scales = _tables(program, site, node)
-        args = (x, *tables, bias, str(site.pattern), site.shape[2], *([scales] if scales else []))
+        args = (x, *tables, bias, _executable(site), site.shape[2], *([scales] if scales else []))
         new = _fx.call(node, nm_linear, args, node.meta[_fx.TYPE], "nm_linear")
         _fx.replace(node, new)
         return new.name
@@ -87,11 +88,17 @@ class Lower(Pass):
         for node in _fx.reads(program.module, site.name):
             view = site.view
             *tables, scales = _tables(program, site, node)
-            args = (*tables, str(site.pattern), site.shape[2], list(view.axes), list(view.parameter))
+            args = (*tables, _executable(site), site.shape[2], list(view.axes), list(view.parameter))
             if self.values != "fp32":
                 args = (*args, scales, _fx.get_tensor(program.module, site.name).dtype)
             new = _fx.call(node, nm_weight, args, node.meta[_fx.TYPE], "nm_weight")
             _fx.replace(node, new)
+
+
+def _executable(site: Site) -> str:
+    """Rule 7."""
+    assert site.pattern is not None
+    return str(site.pattern.executable)
 
 
 def _tables(program: Program, site: Site, before: torch.fx.Node) -> list[Any]:

@@ -145,15 +145,18 @@ def reads(module: GraphModule, name: str) -> list[Node]:
     return [node for node in module.graph.nodes if node.op == "get_attr" and node.target == name]
 
 
-def insert_mask(module: GraphModule, site: Site, mask: str) -> None:
-    """Feed every user of a site's weight `where(mask, weight, 0)` instead of the weight."""
+def insert_mask(module: GraphModule, site: Site, mask: str, by: Callable[..., Any] | None = None) -> None:
+    """Feed every user of a site's weight `where(mask, weight, 0)` instead of the weight, computed `by` that operator.
+
+    `by`, of mask, weight and 0, is for training, where the gradient may be another; such a graph cannot be stored.
+    """
     import torch
 
     for weight in reads(module, site.name):
         kind, after = weight.meta[TYPE], weight.next
         operands = (attribute(module, mask, after), weight, 0.0)
         users = list(weight.users)
-        masked = call(after, torch.ops.aten.where.ScalarOther, operands, kind, f"{weight.name}_masked")
+        masked = call(after, by or torch.ops.aten.where.ScalarOther, operands, kind, f"{weight.name}_masked")
         masked.meta[SCOPE] = users[0].meta.get(SCOPE, "")
         for user in users:
             user.replace_input_with(weight, masked)
@@ -186,6 +189,20 @@ def read_late(module: GraphModule) -> None:
     for node in list(order):
         if node.op == "get_attr":
             min(node.users, key=lambda user: order[user]).prepend(node)
+
+
+def move(module: GraphModule, device: torch.device) -> None:
+    """Put the graph's tensors on a device, and have the nodes that make tensors make theirs there too, in place."""
+    import torch
+    from torch.fx.node import map_aggregate
+
+    def there(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    module.to(device)
+    for node in module.graph.nodes:
+        node.args, node.kwargs = map_aggregate(node.args, there), map_aggregate(node.kwargs, there)
+    module.recompile()
 
 
 def check(module: GraphModule) -> None:

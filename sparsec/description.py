@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsec import _fx
 from sparsec.backend import BF16_TOLERANCE, FP32_TOLERANCE, INT8_MARGIN, tolerance_of
+from sparsec.intersection import Intersection
 from sparsec.layout import VALUE_BYTES, Values, table_bytes
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from sparsec.sites import Site
 
 
-def describe(program: Program, recipe: Recipe, measured: Quality, samples_are: str) -> dict[str, Any]:
-    """The manifest's part that is known before anything is written."""
+def describe(program: Program, dense: Program, recipe: Recipe, measured: Quality, samples_are: str) -> dict[str, Any]:
+    """The manifest's part that is known before anything is written. `dense`: the program before its passes."""
+    sites = [_describe_site(program, site, recipe.values) for site in program.sites]
     graph = program.module.graph
     types = {node.target: node.meta["type"] for node in graph.nodes if node.op == "placeholder"}
     return {
@@ -31,11 +33,33 @@ def describe(program: Program, recipe: Recipe, measured: Quality, samples_are: s
         "dims": program.dims,
         "rows_per_item": rows_per_item(program),
         "quality": describe_quality(measured, samples_are),
-        "sites": [_describe_site(program, site, recipe.values) for site in program.sites],
+        "sites": sites,
         "exclusions": [{"name": e.name, "role": e.role, "reason": e.reason} for e in program.sites.exclusions],
         "values": {"type": recipe.values},
         "tolerance": tolerance_of(program),
+        **_describe_intersections(program, dense, {site["name"]: site for site in sites}),
     }
+
+
+def _describe_intersections(program: Program, dense: Program, sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a second pattern costs: shares of the summed magnitude of the dense weights, whatever score was used.
+
+    `intersections`: pattern -> sites, what its first pattern keeps alone, what both keep. Each site gets its own shares
+    under the same key.
+    """
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for site in program.sites.sparse:
+        if isinstance(site.pattern, Intersection):
+            size = dense.sites[site.name].read(dense.module).abs().float()
+            sums = float(size.sum()), *site.pattern.kept_of_score(size)
+            found.setdefault(str(site.pattern), []).append(sums)
+            sites[site.name]["intersection"] = _shares(*sums)
+    every = {text: {"sites": len(each), **_shares(*map(sum, zip(*each, strict=True)))} for text, each in found.items()}
+    return {"intersections": every} if every else {}
+
+
+def _shares(total: float, alone: float, together: float) -> dict[str, float]:
+    return {"alone": alone / total if total else 1.0, "together": together / total if total else 1.0}
 
 
 def describe_quality(measured: Quality, samples_are: str) -> dict[str, Any]:
@@ -104,6 +128,8 @@ def card(manifest: dict[str, Any]) -> str:
     sparse = [site for site in manifest["sites"] if site["pattern"]]
     patterns = sorted({f"{site['pattern']} ({site['words']})" for site in sparse})
     model = manifest["source"].get("model", "a model")
+    first = next(iter(manifest["backends"].values()))
+    trust = ", trust=True" if first.get("needs_trust") else ""  # else it is not needed
     return "\n".join(
         [
             "---",
@@ -114,12 +140,13 @@ def card(manifest: dict[str, Any]) -> str:
             "",
             f"- Patterns: {', '.join(patterns)}",
             f"- Sparse weights: {len(sparse)} of {len(manifest['sites'])} sites",
-            f"- Quality: {manifest['quality']['words']}, on {manifest['quality']['samples']}",
+            f"- Quality: {manifest['quality']['words']}; on {manifest['quality']['samples']}",
             f"- Backends: {', '.join(manifest['backends'])}",
+            *(f"- {name}: {entry['note']}" for name, entry in manifest["backends"].items() if "note" in entry),
             "",
             "```python",
             "import sparsec",
-            'module = sparsec.load("THIS FOLDER")  # needs neither transformers nor the model source',
+            f'module = sparsec.load("THIS FOLDER"{trust})  # needs neither transformers nor the model source',
             "```",
             "",
             "Prove it: `sparsec verify THIS_FOLDER`.",

@@ -23,8 +23,12 @@ class Violations:
 
 def most_in(n: int, m: int, window: int) -> int:
     """Most columns that `window` columns from a multiple of `window` on can hold, with `n` in each group of `m`."""
-    starts = range(0, math.lcm(m, window), window)
-    return max(sum(min(n, min(b + m, a + window) - max(a, b)) for b in range(a // m * m, a + window, m)) for a in starts)
+    found = []
+    for start in range(0, math.lcm(m, window), window):
+        end = start + window
+        shares = (min(group + m, end) - max(group, start) for group in range(start // m * m, end, m))
+        found.append(sum(min(n, share) for share in shares))
+    return max(found)
 
 
 def pad_columns(rows: Tensor, m: int, fill: float = -1) -> Tensor:

@@ -15,6 +15,7 @@ Tables on disk, for a weight (batch, rows, cols) with groups = ceil(cols / M):
 Stored as bf16, values are bfloat16. Stored as int8, they are int8 in -127..127, and one more table goes with them:
                   scales float32 (batch, rows), the weight is value * scale; 0 for a row that keeps only zeros
 Bits are filled from the least significant one. Padding slots (see `Selection`) hold the value 0.
+Tables of an intersection are those of its first pattern, with 0 in every slot that the second leaves empty.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sparsec.errors import ArtifactError, PatternError
-from sparsec.pattern import NM, Pattern, SharedColumns, Strip, Unstructured
+from sparsec.pattern import NM, Pattern, SharedColumns, Strip, Unstructured, kept_columns
 from sparsec.selection import Selection
 from sparsec.selection_checks import check_indices
 
@@ -79,11 +80,12 @@ class SparseLayout:
 
 
 def compress(weight: Tensor, pattern: Pattern, selection: Selection) -> SparseLayout:
-    """Gather the kept weights of `weight`, (batch, rows, cols) float, into tables."""
+    """Gather the kept weights of `weight`, (batch, rows, cols) float, into tables of the pattern's `executable`."""
     import torch
 
     if not bool(torch.isfinite(weight).all()):
         raise PatternError(f"{pattern}: the weight holds NaN or Inf; repair the checkpoint before making it sparse")
+    pattern = pattern.executable
     shape = (weight.shape[0], weight.shape[1], weight.shape[2])
     _, bits = _fields(pattern, shape)
     positions = pack_bits(selection.positions.flatten(2), bits)
@@ -91,7 +93,8 @@ def compress(weight: Tensor, pattern: Pattern, selection: Selection) -> SparseLa
         return SparseLayout(pattern, shape, weight[selection.positions.bool()] + 0.0, positions)
     index, padding = kept_columns(pattern, selection, shape[2])
     values = weight.gather(2, index.flatten(2)).view(index.shape)
-    values = values.masked_fill(padding, 0.0) + 0.0  # + 0.0 turns -0.0 into +0.0
+    spare = padding if selection.kept is None else padding | ~selection.kept
+    values = values.masked_fill(spare, 0.0) + 0.0  # + 0.0 turns -0.0 into +0.0
     columns = selection.columns
     if columns is not None:
         columns = columns.to(_column_type(pattern, shape[2]))
@@ -164,21 +167,6 @@ def decompress(layout: SparseLayout, dtype: torch.dtype | None = None) -> Tensor
     return weight.scatter_add_(2, index.flatten(2), values.masked_fill(padding, 0.0).flatten(2))
 
 
-def kept_columns(pattern: Pattern, selection: Selection, cols: int) -> tuple[Tensor, Tensor]:
-    """Absolute column of every kept slot, (batch, rows, groups, N) int64 in range, and which slots are padding."""
-    import torch
-
-    positions = selection.positions.long()
-    if isinstance(pattern, SharedColumns):
-        index = pattern.absolute_columns(selection, cols).gather(3, positions)
-        padding = torch.zeros_like(index, dtype=torch.bool)
-        padding[:, :, -1] = positions[:, :, -1] >= pattern.real_slots(cols)
-        return index, padding
-    assert isinstance(pattern, NM)
-    index = positions + torch.arange(positions.shape[2], device=positions.device)[:, None] * pattern.m
-    return index.clamp(max=cols - 1), index >= cols
-
-
 def validate(layout: SparseLayout, where: str) -> None:
     """Raise ArtifactError unless every table has the right type, shape and index range. `where` names the site.
 
@@ -187,6 +175,8 @@ def validate(layout: SparseLayout, where: str) -> None:
     import torch
 
     pattern, (batch, rows, cols) = layout.pattern, layout.shape
+    if pattern != pattern.executable:
+        raise ArtifactError(f"{where}: tables are of one pattern, such as {pattern.executable}; found {pattern}")
     fields, bits = _fields(pattern, layout.shape)
     expected: dict[str, tuple[int, ...]] = {"positions": (batch, rows, (fields * bits + 7) // 8)}
     if isinstance(pattern, (NM, SharedColumns)):
@@ -233,6 +223,7 @@ def _validate_values(layout: SparseLayout, where: str) -> None:
 def table_bytes(pattern: Pattern, shape: tuple[int, int, int], value_bytes: int = 4) -> int:
     """Bytes of all tables of a weight of this shape, without building them. One byte a value is int8, with scales."""
     batch, rows, cols = shape
+    pattern = pattern.executable
     fields, bits = _fields(pattern, shape)
     others = batch * rows * ((fields * bits + 7) // 8)
     if value_bytes == VALUE_BYTES["int8"]:

@@ -6,6 +6,7 @@ One meaning everywhere: N is the number KEPT.
     64:2:5            V:N:M - in a block of 64 rows x 5 columns keep 4 columns, then 2 of those 4 in each row
     64:2:5@strip      in a strip of 64 rows keep 4 * ceil(C / 5) of all C columns, in groups of any four; then 2 of each
                       four in each row. What V:N:M keeps after any permutation of the columns, and more
+    64:2:5+2:4        both at once: run as the first, N:M or V:N:M, with fewer kept so that the second, N:M, holds too
     unstructured:0.7  keep the 30 % of largest score
     dense             keep all
 
@@ -38,14 +39,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["MAX_M", "NM", "VNM", "Dense", "Pattern", "SharedColumns", "Strip", "Unstructured", "Violations"]
+__all__ += ["kept_columns"]
 
 _CHUNK_ELEMENTS = 1 << 17  # a projection works on about this many scores at once: they stay in cache
 _NUMBER = "([0-9]{1,9})"
-_GRAMMAR = "N:M such as 2:4, V:N:M such as 64:2:5 or 64:2:5@strip, unstructured:0.7, or dense (N is the number kept)"
+_GRAMMAR = "N:M such as 2:4, V:N:M such as 64:2:5 or 64:2:5@strip, 64:2:5+2:4, unstructured:0.7, or dense (N kept)"
 
 
 def read(text: str) -> Pattern:
     """See `Pattern.parse`."""
+    if "+" in text:
+        from sparsec.intersection import both  # late: it is made of the patterns that are defined here
+
+        return both(text)
     if text == "dense":
         return Dense()
     if match := re.fullmatch(r"unstructured:([0-9]*\.?[0-9]+)", text):
@@ -220,3 +226,18 @@ class NM(Pattern):
         nonzero = pad_columns((weight != 0).flatten(0, 1), self.m, fill=False)
         counts = nonzero.view(torch.uint8).permute(2, 0, 1).sum(0, dtype=torch.int16)  # faster than along short groups
         return offenders(counts.view(*weight.shape[:2], -1), self.n, "row", 1)
+
+
+def kept_columns(pattern: Pattern, selection: Selection, cols: int) -> tuple[Tensor, Tensor]:
+    """Absolute column of every kept slot, (batch, rows, groups, N) int64 in range, and which slots are padding."""
+    import torch
+
+    positions = selection.positions.long()
+    if isinstance(pattern, SharedColumns):
+        index = pattern.absolute_columns(selection, cols).gather(3, positions)
+        padding = torch.zeros_like(index, dtype=torch.bool)
+        padding[:, :, -1] = positions[:, :, -1] >= pattern.real_slots(cols)
+        return index, padding
+    assert isinstance(pattern, NM)
+    index = positions + torch.arange(positions.shape[2], device=positions.device)[:, None] * pattern.m
+    return index.clamp(max=cols - 1), index >= cols

@@ -45,6 +45,27 @@ class Pattern(ABC):
     def words(self) -> str:
         """The pattern in words, echoed wherever a user could read N as the number pruned."""
 
+    @property
+    def executable(self) -> Pattern:
+        """The pattern that weights are stored and run as: this one, but for an `Intersection` its first."""
+        return self
+
+    def implies(self, other: Pattern) -> bool:
+        """Whether every matrix that follows this pattern is known to follow `other`, tails included.
+
+        >>> Pattern.parse("64:2:8").implies(Pattern.parse("2:4")), Pattern.parse("64:2:5").implies(Pattern.parse("2:4"))
+        (True, False)
+        """
+        return self == other or other._follows_from(self)
+
+    def _follows_from(self, other: Pattern) -> bool:
+        """Whether another pattern is known to imply this one."""
+        return False
+
+    def most_in(self, window: int) -> int:
+        """Most weights of a row that `window` columns from a multiple of `window` on can keep, whatever the weight."""
+        return window
+
     def project(self, score: Tensor, columns: Solver = "greedy") -> Selection:
         """Select the weights of largest summed score. `score`: (rows, cols) or (batch, rows, cols), finite, >= 0."""
         return self._project(self._checked(score), columns)

@@ -215,7 +215,7 @@ def _site_from_json(entry: dict[str, Any], selections: dict[str, Tensor]) -> Sit
     name = fields["name"]
     if selected and f"{name}:positions" not in selections:
         raise ArtifactError(f"{_SELECTIONS} has no table of {name}; the folder is incomplete: save the program again")
-    selection = Selection(selections[f"{name}:positions"], selections.get(f"{name}:columns")) if selected else None
+    selection = Selection.of(selections, f"{name}:") if selected else None
     for key in ("users", "aliases"):
         fields[key] = tuple(fields[key])
     axes, parameter = tuple(fields["view"].pop("axes")), tuple(fields["view"].pop("parameter"))

@@ -116,7 +116,7 @@ def _table(sizer: Sizer, candidates: Sequence[str]) -> dict[str, list[Option]]:
 
 
 def _height(text: str) -> int:
-    pattern = Pattern.parse(text)
+    pattern = Pattern.parse(text).executable
     return pattern.v if isinstance(pattern, VNM) else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,15 +25,25 @@ class Selection:
 
     In a tail group with fewer real columns than slots, the spare slots are padding: they stand for the group's
     last real column, which is always kept, and carry the value 0. It is the last group of a row, for strips too.
+
+    Of an intersection, the tables are those of its first pattern, and a row may keep fewer than N of a group:
+    `kept`, bool, (batch, rows, groups, N), is false where a slot is spare, padding included; None: all are kept.
     """
 
     positions: Tensor
     columns: Tensor | None = None
+    kept: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tables by name, as they are stored."""
-        tables = {"positions": self.positions}
-        return tables if self.columns is None else {**tables, "columns": self.columns}
+        tables = {"positions": self.positions, "columns": self.columns, "kept": self.kept}
+        return {name: table for name, table in tables.items() if table is not None}
+
+    @staticmethod
+    def of(tables: Mapping[str, Tensor], prefix: str = "") -> Selection:
+        """The inverse of `tensors`, of tables whose names may begin with `prefix`; KeyError without positions."""
+        columns, kept = (tables.get(f"{prefix}{name}") for name in ("columns", "kept"))
+        return Selection(tables[f"{prefix}positions"], columns, kept)
 
 
 def kept_only(weight: Tensor, mask: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sparsec.errors import ArtifactError
-from sparsec.pattern import NM, Pattern, SharedColumns, Strip, Unstructured
+from sparsec.intersection import Intersection
+from sparsec.pattern import NM, Pattern, SharedColumns, Strip, Unstructured, kept_columns
 from sparsec.selection import Selection
 
 
@@ -12,6 +13,7 @@ def check_selection(pattern: Pattern, selection: Selection, shape: tuple[int, in
     import torch
 
     batch, rows, cols = shape
+    stated, pattern = pattern, pattern.executable
     expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     if isinstance(pattern, (NM, SharedColumns)):
         expected["positions"] = (batch, rows, pattern.groups(cols), pattern.n), torch.uint8
@@ -20,11 +22,24 @@ def check_selection(pattern: Pattern, selection: Selection, shape: tuple[int, in
     if isinstance(pattern, SharedColumns):
         kind = torch.int32 if isinstance(pattern, Strip) else torch.uint8
         expected["columns"] = (batch, pattern.strips(rows), pattern.groups(cols), 4), kind
+    if isinstance(stated, Intersection):
+        expected["kept"] = expected["positions"][0], torch.bool
     found = {name: (tuple(table.shape), table.dtype) for name, table in selection.tensors().items()}
     if found != expected:
-        raise ArtifactError(f"{where}: a selection of {pattern} must hold {expected}, found {found}")
+        raise ArtifactError(f"{where}: a selection of {stated} must hold {expected}, found {found}")
     if not isinstance(pattern, Unstructured):
         check_indices(pattern, selection, shape, where)
+    if isinstance(stated, Intersection):
+        _check_kept(stated, selection, cols, where)
+
+
+def _check_kept(pattern: Intersection, selection: Selection, cols: int, where: str) -> None:
+    assert selection.kept is not None
+    _, padding = kept_columns(pattern.first, selection, cols)
+    if bool((selection.kept & padding).any()):
+        raise ArtifactError(f"{where}: a padding slot is marked as kept")
+    if broken := pattern.second.violations(pattern.mask(selection, cols)).first:
+        raise ArtifactError(f"{where}: the kept slots of {pattern} break {pattern.second}: {broken[0]}")
 
 
 def check_indices(pattern: Pattern, selection: Selection, shape: tuple[int, int, int], where: str) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from sparsec.errors import UsageError
+from sparsec.intersection import joined
 from sparsec.layout import Values
+from sparsec.onnxrequest import BACKEND as ONNX_BACKEND
+from sparsec.onnxrequest import is_onnx
+from sparsec.pattern import NM, VNM, Pattern
 from sparsec.recipe import DEFAULT_PASSES, WITH_DATA, Recipe, make_pass
 
+_NEEDS = {"tensorrt": "2:4"}
+"""What --pattern and --layer must imply for a backend to be of use; it is added where they do not."""
 _OUTSIDE_BRACES = re.compile(r",(?![^{]*\})")
 
 
@@ -37,6 +43,7 @@ def recipe_of(
     text_columns: str | None = None,
     target_speedup: float | None = None,
     solver: str | None = None,
+    also: str | None = None,
 ) -> Recipe:
     """The recipe that the options say: a file's, changed by what else was given."""
     data: dict[str, Any] = Recipe.read(recipe).model_dump() if recipe else {"targets": {}, "passes": DEFAULT_PASSES}
@@ -48,18 +55,27 @@ def recipe_of(
         )
     passes = passes or _pruning(score, columns, solver)
     chosen = _OUTSIDE_BRACES.split(backend) if backend else None
+    if not chosen and not recipe and is_onnx(model or ""):
+        chosen = [ONNX_BACKEND]  # an .onnx file becomes an .onnx file, and nothing else
     changes = {"model": model, "passes": passes, "seed": seed, "backends": chosen, "values": values}
     changes |= {"tokens": tokens, "drop_slow": drop_slow or None, "dtype": dtype}
     changes |= {"calib": calib, "num_calibration_samples": num_calibration_samples, "max_seq_length": max_seq_length}
     changes |= {"text_columns": text_columns.split(",") if text_columns else None}
     data |= {key: value for key, value in changes.items() if value is not None}
+    needed = next((_NEEDS[name] for name in map(_name, data.get("backends", ())) if name in _NEEDS), None)
+    if needed and not also:
+        targets = _with_also(targets, needed, [NM, VNM])
     data["targets"] |= targets
+    if also:
+        data["targets"] = _with_also(data["targets"], also)
+        if not data["targets"] and target_speedup is None:
+            raise UsageError(f"--also {also} adds to --pattern, --layer and --target-speedup; found none of them")
     if onnx_weights:
         data["backends"] = [_with_weights(text, onnx_weights) for text in data.get("backends", ())]
         if not any(text.startswith("onnx{") for text in data["backends"]):
             raise UsageError("--onnx-weights says how the onnx backend writes weights; add --backend kernel,onnx")
     if target_speedup is not None:
-        data["passes"] = _with_choice(data, pattern, target_speedup)
+        data["passes"] = _with_choice(data, pattern, target_speedup, also or needed)
     if include_pooler:
         data["include"] = ["pooler"]
     if "model" not in data:
@@ -83,7 +99,7 @@ def _pruning(score: str | None, columns: str | None, solver: str | None) -> str 
     return str(make_pass("oneshot", {"solver": solver, **options}))
 
 
-def _with_choice(data: Mapping[str, Any], pattern: str | None, speedup: float) -> str:
+def _with_choice(data: Mapping[str, Any], pattern: str | None, speedup: float, also: str | None) -> str:
     """The passes, with one before them that chooses patterns; --layer and --ignore go before the choice."""
     if pattern:
         raise UsageError("--pattern says what --target-speedup is to choose; give one of them (--layer goes with both)")
@@ -96,11 +112,30 @@ def _with_choice(data: Mapping[str, Any], pattern: str | None, speedup: float) -
         options["objective"] = "reconstruction"
     if str(data.get("tokens", "")).isdigit():
         options["tokens"] = data["tokens"]
+    if also:
+        options["also"] = also
     return f"{make_pass('choose-vm', options)} | {passes}"
 
 
+def _with_also(targets: Mapping[str, str], also: str, kinds: Sequence[type[Pattern]] = ()) -> dict[str, str]:
+    """Targets that follow the N:M pattern `also` too; of certain kinds only, where some are named."""
+    found = dict(targets)
+    for selector, text in targets.items():
+        if text != "ignore" and (not kinds or isinstance(Pattern.parse(text), tuple(kinds))):
+            found[selector] = joined(text, also)
+    return found
+
+
+def _name(backend: str) -> str:
+    return backend.partition("{")[0].strip()
+
+
 def _with_weights(backend: str, weights: str) -> str:
-    return f"onnx{{weights={weights}}}" if backend.partition("{")[0] == "onnx" else backend
+    if _name(backend) != "onnx":
+        return backend
+    options = [option.strip() for option in backend.partition("{")[2].rstrip("} ").split(",")]
+    others = [option for option in options if option and option.partition("=")[0].strip() != "weights"]
+    return f"onnx{{{', '.join([f'weights={weights}', *others])}}}"
 
 
 def targets_of(pattern: str | None, layer: list[str] | None, ignore: list[str] | None) -> dict[str, str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sparsec.backend import Check
     from sparsec.inspection import Found
     from sparsec.pipeline import PassReport
+    from sparsec.sites import Exclusion
 
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 110  # of a pipe or file; rich would take 80
 out = Console(highlight=False, width=_WIDTH)
@@ -33,11 +34,16 @@ def manifest(data: dict[str, Any], folder_bytes: int) -> None:
     out.print(summary(sites, data["exclusions"]))
     for line in _caveats(sites):
         out.print(line)
+    for text, one in data.get("intersections", {}).items():
+        out.print(
+            f"{text}: both keep {one['together']:.3f} of the weights' magnitude in {one['sites']} sites, "
+            f"{text.partition('+')[0]} alone {one['alone']:.3f}"
+        )
     _sizes(data, folder_bytes)
     quality = data["quality"]
-    out.print(
-        f"[bold]Quality[/] {quality['words']}; relative error {quality['relative_error']:.3f}, on {quality['samples']}"
-    )
+    error = quality["relative_error"]  # None where it could not be measured
+    figure = "" if error is None else f"relative error {error:.3f}, "
+    out.print(f"[bold]Quality[/] {escape(quality['words'])}; {figure}on {quality['samples']}")
     if "magnitude" in quality:
         out.print(_beside_magnitude(quality))
     if "calibration" in data:
@@ -172,19 +178,26 @@ def checks(results: list[Check]) -> None:
         out.print(f"{'[green]holds[/]' if check.ok else '[red]FAILS[/]'}  {check.name}: {check.detail}", soft_wrap=True)
 
 
-def found(weights: list[Found]) -> None:
-    """What `inspect` finds in a checkpoint."""
+def found(weights: list[Found], others: Sequence[Exclusion] = ()) -> None:
+    """What `inspect` finds in a checkpoint, or in an .onnx file, whose other matrices follow with their reasons."""
+    noted = any(one.note for one in weights)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("weight", "shape", "zeros", "pattern found"):
-        table.add_column(column)
+    for column in ("weight", "shape", "zeros", "pattern found", *(("read by",) if noted else ())):
+        table.add_column(column, overflow="fold")
     for one in weights:
         shape = " x ".join(map(str, one.shape))
         pattern = (
             f"{one.pattern} ({one.pattern.words})" if one.pattern else "none of the usual" if one.sparse else "dense"
         )
-        table.add_row(one.name, shape, f"{100 * one.sparsity:.1f} %", pattern)
+        table.add_row(escape(one.name), shape, f"{100 * one.sparsity:.1f} %", pattern, *([escape(one.note)] * noted))
     out.print(table)
     out.print(f"[bold]{sum(one.sparse for one in weights)} of {len(weights)} weights sparse[/]")
+    reasons: dict[str, list[str]] = {}
+    for other in others:
+        reasons.setdefault(other.reason, []).append(other.name)
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 1} more" if names[1:] else ""
+        out.print(f"not looked at: {names[0]}{more}: {reason}", markup=False, soft_wrap=True)
 
 
 def text(title: str, body: str) -> None:

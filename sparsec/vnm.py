@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from sparsec import columns as column_choice
 from sparsec.columns import COLUMNS_PER_BLOCK, EXACT_MAX_M, SOLVERS, Solver
 from sparsec.errors import PatternError
-from sparsec.grouping import Violations, largest, offenders, pad_columns
+from sparsec.grouping import Violations, largest, most_in, offenders, pad_columns
 from sparsec.pattern_base import MAX_M, Pattern
 from sparsec.selection import Selection
 from sparsec.strips import canonical, real_in_last, strip_columns
@@ -117,6 +117,15 @@ class VNM(SharedColumns):
         tail = cols - (groups - 1) * self.m
         columns[:, -1].clamp_(max=tail - 1)  # padding slots stand for the last real column
         return columns.to(torch.uint8), positions
+
+    def most_in(self, window: int) -> int:
+        return most_in(self.n, self.m, window)
+
+    def _follows_from(self, other: Pattern) -> bool:
+        """2 of M in each row, and no more than 4 columns a block: of 4 there are, of 2 rows, or of a larger block."""
+        few = self.m == COLUMNS_PER_BLOCK or self.v * self.n <= COLUMNS_PER_BLOCK
+        inside = isinstance(other, VNM) and other.m % self.m == 0 and other.v % self.v == 0
+        return (few or inside) and other.most_in(self.m) <= self.n
 
     def real_slots(self, cols: int) -> int:
         return min(COLUMNS_PER_BLOCK, cols - (self.groups(cols) - 1) * self.m)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sparsec.intersection import Intersection
 from sparsec.pattern import NM, VNM, Pattern, Strip, Unstructured
 
 KINDS = ("normal", "ties", "zeros", "spikes")
@@ -29,9 +30,17 @@ def unstructured_patterns() -> st.SearchStrategy[Unstructured]:
     return st.builds(Unstructured, st.floats(0, 1, exclude_min=True, exclude_max=True))
 
 
+@st.composite
+def intersections(draw: st.DrawFn, largest_m: int = 9) -> Intersection:
+    """Of two patterns of which the first does not imply the second."""
+    first = draw(st.one_of(nm_patterns(largest_m), vnm_patterns(largest_m=largest_m)))
+    second = draw(nm_patterns(largest_m).filter(lambda pattern: not first.implies(pattern)))
+    return Intersection(first, second)
+
+
 def decidable_patterns() -> st.SearchStrategy[Pattern]:
     """Those that a weight shows by itself to follow."""
-    return st.one_of(nm_patterns(), vnm_patterns(), unstructured_patterns())
+    return st.one_of(nm_patterns(), vnm_patterns(), unstructured_patterns(), intersections())
 
 
 def sparse_patterns() -> st.SearchStrategy[Pattern]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsec.program import Program
+    from sparsec.sites import Site
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 CONFIG_VERSION = 1
@@ -178,9 +180,9 @@ def _config(program: Program, origin: Path, class_name: str, dtype: str) -> dict
     _set_dtype(config, dtype)
     config |= {"architectures": [class_name], "dtype": dtype}
     sites = {site.name: str(site.pattern) for site in program.sites.sparse}
-    weights = [(site.shape[0] * site.shape[1] * site.shape[2], site.pattern) for site in program.sites.sparse]
+    weights = [(math.prod(site.shape), _density(program, site)) for site in program.sites.sparse]
     patterns = set(sites.values())
-    kept = sum(count * pattern.density for count, pattern in weights if pattern)
+    kept = sum(count * density for count, density in weights)
     config["sparsec_config"] = {
         "version": CONFIG_VERSION,
         "sparsec": __version__,
@@ -189,6 +191,15 @@ def _config(program: Program, origin: Path, class_name: str, dtype: str) -> dict
         "sites": sites,
     }
     return config
+
+
+def _density(program: Program, site: Site) -> float:
+    """Share of the weights that the pattern keeps; of an intersection, which only bounds it, that is measured."""
+    assert site.pattern is not None
+    if site.pattern == site.pattern.executable:
+        return site.pattern.density
+    weight = site.read(program.module)
+    return int(weight.count_nonzero()) / weight.numel()
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> None:

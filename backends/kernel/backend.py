@@ -10,13 +10,14 @@ import torch
 
 from sparsec.backend import FP32_TOLERANCE, Backend, Check, CheckData, Emitted, Parts, Verdict, compare
 from sparsec.backends.kernel import cost
-from sparsec.backends.kernel.calls import no_kernel, sparse_calls
+from sparsec.backends.kernel.calls import has_kernel, no_kernel
 from sparsec.backends.kernel.cpu import int8, library
 from sparsec.backends.kernel.install import absorbed, install_kernels
 from sparsec.backends.kernel.parts import read_parts
 from sparsec.backends.kernel.proofs import KERNEL_TOKENS, kernel_problems
 from sparsec.cost import TokenRange
 from sparsec.layout import Values, decompress
+from sparsec.lowered import packed_calls
 from sparsec.pattern import VNM, Pattern
 from sparsec.pipeline import PassManager, Progress, no_progress
 from sparsec.program import Program, bind, read_graph, write_graph
@@ -46,7 +47,8 @@ class KernelBackend(Backend):
 
     def _verdict(self, program: Program, site: Site, values: Values, tokens: TokenRange | None) -> Verdict:
         assert site.pattern is not None
-        if reason := no_kernel(site.pattern, values):
+        pattern = site.pattern.executable
+        if reason := no_kernel(pattern, values):
             return Verdict(site.name, False, "dense", reason)
         if (dtype := site.read(program.module).dtype) != torch.float32:
             return Verdict(
@@ -60,23 +62,23 @@ class KernelBackend(Backend):
             return Verdict(
                 site.name, False, "reference", library.unavailable_reason() or "the kernels are switched off"
             )
-        if reason := cost.too_slow(site.shape, site.pattern, values, tokens):
+        if reason := cost.too_slow(site.shape, pattern, values, tokens):
             return Verdict(site.name, False, "dense", reason)
-        return Verdict(site.name, True, _kernel_name(values), _caveat(site.pattern, values))
+        return Verdict(site.name, True, _kernel_name(values), _caveat(pattern, values))
 
     def cost(self, shape: tuple[int, int, int], pattern: Pattern, tokens: int, values: Values = "fp32") -> float:
-        return cost.seconds(shape, pattern, tokens, values)
+        return cost.seconds(shape, pattern.executable, tokens, values)
 
     def cost_basis(self, pattern: Pattern, values: Values = "fp32") -> Basis:
-        return cost.basis(pattern, values)
+        return cost.basis(pattern.executable, values)
 
     def calibrate(self, patterns: Iterable[Pattern], values: Values = "fp32", progress: Progress = no_progress) -> None:
-        cost.calibrate(patterns, values, progress)
+        cost.calibrate([pattern.executable for pattern in patterns], values, progress)
 
     def measure(
         self, shape: tuple[int, int, int], patterns: Sequence[Pattern], tokens: Sequence[int], values: Values = "fp32"
     ) -> list[list[float]]:
-        return cost.measure(shape, patterns, tokens, values)
+        return cost.measure(shape, [pattern.executable for pattern in patterns], tokens, values)
 
     def absorbed(self, program: Program) -> dict[str, str]:
         return absorbed(program)
@@ -84,28 +86,28 @@ class KernelBackend(Backend):
     def emit(self, program: Program, folder: Path, values: Values = "fp32") -> Emitted:
         lowered = PassManager.parse(f"lower{{values={values}}}").run(program)
         write_graph(folder, lowered.module)
-        tables = {call.site: call.layout.nbytes for call in sparse_calls(lowered.module)}
+        tables = {call.site: call.layout.nbytes for call in packed_calls(lowered.module)}
         files = [folder / "graph.json", folder / "weights.safetensors"]
         return Emitted(sum(tables.values()), sum(path.stat().st_size for path in files), {})
 
     def verify(self, folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Check]:
         module = read_graph(folder)
         declared = {site["name"]: site for site in manifest["sites"] if site["pattern"]}
-        found = {call.site: call for call in sparse_calls(module)}
+        found = {call.site: call for call in packed_calls(module)}
         if missing := sorted(declared.keys() ^ found.keys()):
             return [Check("kernel: sites", False, f"{missing[0]} is sparse in the manifest or the graph, not in both")]
         problems: dict[str, str] = {}
         for name, call in found.items():
-            pattern = call.layout.pattern
-            if str(pattern) != declared[name]["pattern"]:
-                problems["pattern"] = f"{name}: declared {declared[name]['pattern']}, stored {pattern}"
+            pattern = Pattern.parse(declared[name]["pattern"])
+            if pattern.executable != call.layout.pattern:
+                problems["pattern"] = f"{name}: declared {pattern}, stored {call.layout.pattern}"
             elif declared[name].get("values", "fp32") not in ("fp32", call.layout.stored):
                 problems["pattern"] = f"{name}: declared {declared[name]['values']}, stored {call.layout.stored}"
             elif violations := pattern.violations_of(decompress(call.layout), call.layout.selection()).first:
                 problems["pattern"] = f"{name}: {violations[0]}"
-            if call.has_kernel and library.level() is not None:
+            if has_kernel(call) and library.level() is not None:
                 problems.update(kernel_problems(name, call.layout))
-        kernels = sum(call.has_kernel for call in found.values())
+        kernels = sum(has_kernel(call) for call in found.values())
         same = "the reference operator" if manifest["recipe"].get("values") == "int8" else "the dense product"
         proven = {
             "pattern": f"{len(found)} sites satisfy their pattern bit for bit",

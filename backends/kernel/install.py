@@ -6,16 +6,14 @@ import logging
 from functools import cache
 from typing import TYPE_CHECKING, cast
 
-import torch
-
 from sparsec import _fx
-from sparsec.backends.kernel.calls import SparseCall, sparse_calls
+from sparsec.backends.kernel.calls import has_kernel
 from sparsec.backends.kernel.cost import too_slow
 from sparsec.backends.kernel.cpu import int8, library
 from sparsec.backends.kernel.cpu.linear import stream_linear
 from sparsec.backends.kernel.cpu.stream import pack
 from sparsec.backends.kernel.fuse import fuse_activations
-from sparsec.layout import decompress
+from sparsec.lowered import PackedCall, packed_calls, run_dense
 from sparsec.ops import rounds_activations
 from sparsec.uses import lowers_to_linear, operation
 
@@ -35,16 +33,16 @@ def install_kernels(module: GraphModule, dense: bool = False, tokens: TokenRange
     `tokens`: what the layers are declared to see; where `cost` says that dense is faster then, dense it is.
     """
     slow = cache(too_slow)  # layers repeat: each shape is decided once
-    for call in sparse_calls(module):
+    for call in packed_calls(module):
         if call.view is None and rounds_activations(call.layout) and library.level() is None and not dense:
             continue  # what the model computes has its activations rounded too: the portable operator does that
-        runs_here, stored = call.has_kernel and not dense, cast("Values", call.layout.stored)
+        runs_here, stored = has_kernel(call) and not dense, cast("Values", call.layout.stored)
         if runs_here and library.level() is None:
             _say_once(library.unavailable_reason() or "the kernels are switched off")
         elif runs_here and not slow(call.layout.shape, call.layout.pattern, stored, tokens):
             _install_stream(module, call)
             continue
-        _install_dense(module, call)
+        run_dense(module, call)
     fuse_activations(module)
     _fx.prune_unused(module)
     module.graph.lint()
@@ -52,25 +50,13 @@ def install_kernels(module: GraphModule, dense: bool = False, tokens: TokenRange
     return module
 
 
-def _install_stream(module: GraphModule, call: SparseCall) -> None:
+def _install_stream(module: GraphModule, call: PackedCall) -> None:
     node, name = call.node, f"{call.site}_stream"
     if not _fx.has_tensor(module, name):  # a shared weight is packed once
         _fx.set_tensor(module, name, int8.pack(call.layout) if call.layout.stored == "int8" else pack(call.layout))
     args = (node.args[0], _fx.attribute(module, name, node), node.args[4], call.layout.shape[1])
     product = int8.int8_linear if call.layout.stored == "int8" else stream_linear
     _fx.replace(node, _fx.call(node, product, args, node.meta[_fx.TYPE], product.__name__))
-
-
-def _install_dense(module: GraphModule, call: SparseCall) -> None:
-    node, name = call.node, f"{call.site}_dense"
-    if not _fx.has_tensor(module, name):
-        weight = decompress(call.layout, call.dtype)
-        _fx.set_tensor(module, name, weight[0] if call.view is None else call.view.to_parameter(weight))
-    new = weight_node = _fx.attribute(module, name, node)
-    if call.view is None:
-        args = (node.args[0], weight_node, node.args[4])
-        new = _fx.call(node, torch.ops.aten.linear.default, args, node.meta[_fx.TYPE], "linear")
-    _fx.replace(node, new)
 
 
 def absorbed(program: Program) -> dict[str, str]:

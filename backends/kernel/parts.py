@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.backend import Parts
-from sparsec.backends.kernel.calls import SparseCall, sparse_calls
+from sparsec.backends.kernel.calls import has_kernel
 from sparsec.backends.kernel.cpu import library
 from sparsec.backends.kernel.cpu.layer import FLOAT, INT8, SparseLinear
 from sparsec.errors import ArtifactError
 from sparsec.layout import decompress
+from sparsec.lowered import PackedCall, packed_calls
 from sparsec.program import read_graph
 from sparsec.view import WeightView
 
@@ -22,22 +23,22 @@ def read_parts(folder: Path, manifest: dict[str, Any]) -> Parts:
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     sites = {site["name"]: site for site in manifest["sites"]}
     parts = Parts(tensors)
-    for call in {call.site: call for call in sparse_calls(module)}.values():  # a shared weight is called twice
+    for call in {call.site: call for call in packed_calls(module)}.values():  # a shared weight is called twice
         for table in call.layout.tensors():
             del tensors[f"{call.site}_{table}"]
         view = _view(call, sites.get(call.site, {}))
-        if call.has_kernel and library.level() is not None:
+        if has_kernel(call) and library.level() is not None:
             product = INT8 if call.layout.stored == "int8" else FLOAT
             parts.layers[call.site] = partial(SparseLinear, product, product.pack(call.layout), view)
             parts.views[call.site] = view
             continue
         tensors[call.site] = view.to_parameter(decompress(call.layout, call.dtype))
         verdict = sites[call.site]["verdicts"]["kernel"]["reason"]
-        parts.dense[call.site] = library.unavailable_reason() or verdict if call.has_kernel else verdict
+        parts.dense[call.site] = library.unavailable_reason() or verdict if has_kernel(call) else verdict
     return parts
 
 
-def _view(call: SparseCall, site: dict[str, Any]) -> WeightView:
+def _view(call: PackedCall, site: dict[str, Any]) -> WeightView:
     """How the model holds the weight, which the tables do not tell: a Conv1D's lies as (in, out)."""
     try:
         stored = dict(site["view"])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from sparsec.intersection import Intersection
 from sparsec.pattern import NM, Pattern, SharedColumns, Strip, Unstructured
 
 Budget = Literal["speedup", "latency", "density"]
@@ -80,6 +81,8 @@ FIGURES: dict[Objective, Figure] = {
 def kept(pattern: Pattern | None, shape: tuple[int, int, int]) -> int:
     """How many weights of a (batch, rows, cols) site a pattern keeps, tails included; None: all."""
     batch, rows, cols = shape
+    if isinstance(pattern, Intersection):
+        return min(kept(pattern.first, shape), kept(pattern.second, shape))  # the most: less is known when it is pruned
     if isinstance(pattern, Strip):
         per_row = pattern.n * (pattern.groups(cols) - 1) + min(pattern.n, pattern.real_slots(cols))
         return batch * rows * per_row

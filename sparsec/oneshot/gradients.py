@@ -152,7 +152,8 @@ class _Fisher(_Gatherer):
         import torch
 
         self.site, self.weight, self.steps = site, weight, 0
-        self.m = site.pattern.m if isinstance(site.pattern, (NM, VNM)) else _GROUP
+        pattern = site.pattern.executable if site.pattern else None
+        self.m = pattern.m if isinstance(pattern, (NM, VNM)) else _GROUP
         groups = -(-weight.shape[2] // self.m)
         self.blocks = torch.zeros(weight.shape[0] * weight.shape[1], groups, self.m, self.m)
 

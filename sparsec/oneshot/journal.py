@@ -72,7 +72,7 @@ class Journal:
             with safe_open(path, framework="pt") as file:
                 words: dict[str, Any] = json.loads(file.metadata()["entry"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            selection = Selection(tensors["positions"], tensors.get("columns"))
+            selection = Selection.of(tensors)
             name, rest = words["site"], (words["retained"], words["error"], words["note"])
             found = Entry(tensors["weight"], selection, tensors.get("bias"), *rest)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

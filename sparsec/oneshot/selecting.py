@@ -53,7 +53,7 @@ class Projection:
             return self._strips(pattern, score.T).T
         if isinstance(pattern, (NM, VNM)):
             return self._groups(pattern, score)
-        return pattern.mask(pattern.project(score.T, self.solver), len(score))[0].T
+        return pattern.choose(score.T, self.solver)[1][0].T
 
     def _strips(self, pattern: Strip, score: Tensor) -> Tensor:
         if self.columns is None or self._calls in _REGROUPED:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from sparsec.columns import Solver as Columns
 from sparsec.errors import PatternError, SparsecError
+from sparsec.intersection import Intersection
 from sparsec.oneshot import refit
 from sparsec.oneshot.alps import alps
 from sparsec.oneshot.moments import Moments, Need
@@ -69,6 +70,8 @@ def misfit(pattern: Pattern | None, solver: Solver) -> str | None:
     """Why a solver cannot prune to a pattern, or None."""
     if solver != "sparsegpt" or isinstance(pattern, (NM, VNM, Strip)):
         return None
+    if isinstance(pattern, Intersection):
+        return f"{pattern}: solver sparsegpt decides group by group, and groups of both overlap; use alps or refit"
     return f"{pattern}: solver sparsegpt needs groups of columns (N:M or V:N:M); use alps or refit"
 
 

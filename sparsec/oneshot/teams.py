@@ -46,7 +46,7 @@ def is_plain(site: Site) -> bool:
 
 def _fits(site: Site) -> object:
     """Sites of equal answers can stand one below the other: every strip of rows is whole."""
-    pattern = site.pattern
+    pattern = site.pattern.executable if site.pattern else None
     if isinstance(pattern, NM) or (isinstance(pattern, SharedColumns) and site.shape[1] % pattern.v == 0):
         return True
     return site.name
@@ -86,13 +86,17 @@ def _entry(program: Program, site: Site, solved: Sequence[Solved], start: int) -
     """The part of a team's solution that is a site's: its rows begin at `start`."""
     import torch
 
-    rows, pattern = slice(start, start + site.shape[1]), site.pattern
+    assert site.pattern is not None
+    rows, pattern = slice(start, start + site.shape[1]), site.pattern.executable
     strips = slice(0, 0)
     if isinstance(pattern, SharedColumns):
         strips = slice(start // pattern.v, start // pattern.v + pattern.strips(site.shape[1]))
     columns = [one.selection.columns[:, strips] for one in solved if one.selection.columns is not None]
+    kept = [one.selection.kept[:, rows] for one in solved if one.selection.kept is not None]
     selection = Selection(
-        torch.cat([one.selection.positions[:, rows] for one in solved]), torch.cat(columns) if columns else None
+        torch.cat([one.selection.positions[:, rows] for one in solved]),
+        torch.cat(columns) if columns else None,
+        torch.cat(kept) if kept else None,
     )
     bias, shifts = bias_of(program.module, site), [one.bias_shift for one in solved if one.bias_shift is not None]
     if bias is not None and shifts:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
     decidable_patterns,
+    intersections,
     nm_patterns,
     scores,
     shapes,
@@ -52,7 +53,8 @@ def top(values: list[float], count: int) -> list[int]:
 
 @given(
     pattern=st.one_of(
-        nm_patterns(256), vnm_patterns(300, 256), strip_patterns(300, 256), unstructured_patterns(), st.just(Dense())
+        nm_patterns(256), vnm_patterns(300, 256), strip_patterns(300, 256), unstructured_patterns(), st.just(Dense()),
+        intersections(64),
     )
 )
 def test_text_reads_back_as_the_same_pattern(pattern: Pattern) -> None:
@@ -318,9 +320,9 @@ def test_equal_scores_give_an_equal_selection(pattern: Pattern, data: st.DataObj
     first, second = pattern.project(score).tensors(), pattern.project(score.clone()).tensors()
 
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert {"positions": torch.uint8, "columns": torch.int32 if isinstance(pattern, Strip) else torch.uint8} | {
-        name: table.dtype for name, table in first.items()
-    } == {"positions": torch.uint8, "columns": torch.int32 if isinstance(pattern, Strip) else torch.uint8}
+    columns = torch.int32 if isinstance(pattern, Strip) else torch.uint8
+    types = {"positions": torch.uint8, "columns": columns, "kept": torch.bool}
+    assert types == types | {name: table.dtype for name, table in first.items()}
 
 
 @given(pattern=sparse_patterns(), data=st.data())

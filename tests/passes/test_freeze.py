@@ -12,7 +12,7 @@ from sparsec.errors import PassError, RecipeError
 from sparsec.passes.freeze import Freeze
 from sparsec.pipeline import Context, Note
 
-PATTERNS = ["2:4", "1:4", "2:5", "3:2:5", "4:2:5@strip", "unstructured:0.7"]
+PATTERNS = ["2:4", "1:4", "2:5", "3:2:5", "4:2:5@strip", "4:2:5+2:4", "unstructured:0.7"]
 
 
 def masked(net: type[nn.Module] = Residual, pattern: str = "2:4") -> Program:

@@ -12,10 +12,11 @@ from sparsec.errors import GraphError, SparsecError
 from sparsec.layout import Values, compress, decompress, stored_as, table_bytes
 from sparsec.ops import layout_of, nm_linear
 from sparsec.passes.lower import Lower
+from sparsec.pattern import Pattern
 from sparsec.pipeline import CLOSE, Note, relative_difference
 
 ROUNDED = 3e-2  # two small layers whose weights, and for int8 V:N:M activations, keep 7 bits and more
-PATTERNS = ["2:4", "1:4", "2:5", "3:2:5", "64:2:8", "4:2:5@strip", "unstructured:0.7"]
+PATTERNS = ["2:4", "1:4", "2:5", "3:2:5", "64:2:8", "4:2:5@strip", "4:2:5+2:4", "unstructured:0.7"]
 
 
 def frozen(net: type[nn.Module] = Residual, pattern: str = "2:4") -> Program:
@@ -37,7 +38,7 @@ def test_sparse_layers_call_the_operator_on_tables_that_hold_the_weight(pattern:
     for site, node in zip(before.sites, _fx.calls(after.module.graph, nm_linear), strict=True):
         tables = [None if arg is None else _fx.get_tensor(after.module, str(arg.target)) for arg in node.args[1:4]]
         layout = layout_of(*tables, *node.args[5:])  # type: ignore[arg-type]
-        assert (pattern, site.shape) == (str(layout.pattern), layout.shape)
+        assert (Pattern.parse(pattern).executable, site.shape) == (layout.pattern, layout.shape)
         assert table_bytes(layout.pattern, site.shape) == layout.nbytes
         assert torch.equal(site.read(before.module), decompress(layout))
 

@@ -27,7 +27,7 @@ struct ApiBase {
 };
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kFloat = 1, kUint8 = 2 };
+enum ElementType : int { kAnyType = 0, kFloat = 1, kUint8 = 2, kBFloat16Type = 16 };
 
 enum Place : int {
   kCreateStatus = 0,
@@ -36,6 +36,7 @@ enum Place : int {
   kCustomOpDomainAdd = 27,
   kAddCustomOpDomain = 28,
   kGetTensorMutableData = 51,
+  kGetTensorElementType = 60,
   kGetDimensionsCount = 61,
   kGetDimensions = 62,
   kGetTensorTypeAndShape = 65,
@@ -140,6 +141,12 @@ class Api {
     call(kGetDimensions, info, sizes.data(), sizes.size());
     at<void (*)(ShapeInfo*)>(kReleaseShapeInfo)(info);
     return sizes;
+  }
+  int element_type(const Value* value) const {
+    ShapeInfo* info = made<ShapeInfo*>(kGetTensorTypeAndShape, value);
+    const int type = made<int>(kGetTensorElementType, info);
+    at<void (*)(ShapeInfo*)>(kReleaseShapeInfo)(info);
+    return type;
   }
 
  private:

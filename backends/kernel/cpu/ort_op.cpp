@@ -1,15 +1,16 @@
 // The operator sparsec::NMLinear for onnxruntime on the CPU: y = x W^T + bias on the session's own threads.
 //
 //   inputs      x          (..., in_features) float
-//               values     (1, rows, groups, n) float        \.
-//               positions  (1, rows, bytes) uint8             > constants of the file: the canonical tables, see layout.py
-//               columns    (1, strips, groups, 4) uint8      /  N:M: (1, 1, 1, m), the offsets 0 .. m-1
+//               values     (1, rows, groups, n) float or bfloat16   \.
+//               positions  (1, rows, bytes) uint8                   > constants of the file: the canonical tables, see layout.py
+//               columns    (1, strips, groups, 4) uint8            /  N:M: (1, 1, 1, m), the offsets 0 .. m-1
 //               bias       (rows,) float
 //   attributes  v (0: N:M), n, m, in_features
 //
 // The tables are checked and packed once, when a session is made; onnxruntime then shows any refusal to the user.
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <new>
@@ -103,11 +104,18 @@ std::vector<uint8_t> unpack_positions(const uint8_t* packed, int64_t rows, int64
 }
 
 // sparsec_pack checks every index. Left over: the values of padding slots, which a dense product would not see.
-void check_values(const Geometry& g, const float* values) {
+void check_values(const Geometry& g, const void* values) {
   const Pattern& p = g.pattern;
   for (int64_t i = 0; i < p.rows * g.groups * p.n; ++i) {
-    if (!std::isfinite(values[i])) throw Error{"the values must be finite numbers"};
-    if (i % p.n >= g.real_columns(i / p.n % g.groups) && values[i] != 0)
+    float value;
+    if (p.values == kBfloat16) {  // the upper half of a float
+      const uint32_t bits = uint32_t(static_cast<const uint16_t*>(values)[i]) << 16;
+      std::memcpy(&value, &bits, sizeof(value));
+    } else {
+      value = static_cast<const float*>(values)[i];
+    }
+    if (!std::isfinite(value)) throw Error{"the values must be finite numbers"};
+    if (i % p.n >= g.real_columns(i / p.n % g.groups) && value != 0)
       throw Error{"a padding slot holds a value other than 0"};
   }
 }
@@ -120,14 +128,19 @@ void pack_tables(Kernel* kernel, const ort::KernelInfo* info) {
   if (sizes.size() != 3) throw Error{"positions must be a constant of the file with shape (1, rows, bytes)"};
   kernel->rows = sizes[1];
   kernel->cols = api.attribute(info, "in_features");
+  const ort::Value* stored = api.constant_input(info, kValues);
+  const int type = stored ? api.element_type(stored) : ort::kFloat;
+  if (type != ort::kFloat && type != ort::kBFloat16Type)
+    throw Error{"values must be float or bfloat16, found element type " + std::to_string(type)};
+  const ValueType value_type = type == ort::kFloat ? kFloat32 : kBfloat16;
   Geometry g;
-  if (!make_geometry({n, m, v, kernel->rows, kernel->cols}, &g))
+  if (!make_geometry({n, m, v, kernel->rows, kernel->cols, value_type}, &g))
     throw Error{"no kernel for n=" + std::to_string(n) + ", m=" + std::to_string(m) + ", v=" + std::to_string(v) +
                 " of a weight " + std::to_string(kernel->rows) + " x " + std::to_string(kernel->cols)};
   const int64_t fields = g.groups * n;
   int bits = v ? 2 : 0;
   while (!v && (int64_t(1) << bits) < m) ++bits;
-  const float* values = constant<float>(api, info, kValues, {1, g.pattern.rows, g.groups, n});
+  const void* values = constant<void>(api, info, kValues, {1, g.pattern.rows, g.groups, n});
   const uint8_t* positions =
       constant<uint8_t>(api, info, kPositions, {1, g.pattern.rows, (fields * bits + 7) / 8});
   const uint8_t* columns =
@@ -139,7 +152,7 @@ void pack_tables(Kernel* kernel, const ort::KernelInfo* info) {
   kernel->stream.resize(size_t(g.nbytes + 63) / 64);
   const std::vector<uint8_t> unpacked = unpack_positions(positions, g.pattern.rows, fields, bits);
   if (sparsec_pack(kernel->stream[0].bytes, g.nbytes, n, m, v, kernel->rows, kernel->cols,
-                   kFloat32, values, unpacked.data(), v ? columns : nullptr))
+                   value_type, values, unpacked.data(), v ? columns : nullptr))
     throw Error{"a position or column is out of range: the file is damaged"};
 }
 
@@ -226,6 +239,7 @@ ort::Domain* domain_for(const ort::Api& api, int threads) {
   op.name = [](const ort::CustomOp*) { return "NMLinear"; };
   op.provider = [](const ort::CustomOp*) -> const char* { return "CPUExecutionProvider"; };
   op.input_type = [](const ort::CustomOp*, size_t input) -> int {
+    if (input == kValues) return ort::kAnyType;  // float or bfloat16: pack_tables looks
     return input == kPositions || input == kColumns ? ort::kUint8 : ort::kFloat;
   };
   op.inputs = [](const ort::CustomOp*) -> size_t { return kInputs; };

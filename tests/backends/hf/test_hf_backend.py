@@ -61,6 +61,19 @@ def artifact(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(origin, out, targets={"*": "16:2:5", "re:attention.output": "2:4"}).root
 
 
+def test_what_two_patterns_keep_is_measured(origin: Path, tmp_path: Path) -> None:
+    made = compiled(origin, tmp_path / "x.sparsec", targets={"*": "16:2:5+1:4"})
+    declared = json.loads((made.root / "hf/config.json").read_text())["sparsec_config"]
+    weights = load_file(made.root / "hf/model.safetensors")
+    sites = [weights[name] for name in declared["sites"]]
+
+    assert all(check.ok for check in made.verify())
+    assert declared["pattern"] == "16:2:5+1:4"
+    kept = sum(int(weight.count_nonzero()) for weight in sites) / sum(weight.numel() for weight in sites)
+    assert kept == pytest.approx(declared["keep"])
+    assert kept != pytest.approx(Pattern.parse("16:2:5+1:4").density, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [

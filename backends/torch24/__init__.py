@@ -1,0 +1,1 @@
+"""2:4 layers on torch's own semi-structured CUDA kernels."""
