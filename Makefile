@@ -24,7 +24,7 @@ test: $(VENV)/.installed-dev  ## the tests: a few minutes on 2 cores
 test-fast: $(VENV)/.installed-dev  ## the core only: about a minute
 	$(TEST) -m "not slow" tests/core tests/passes
 
-test-all: $(VENV)/.installed-dev  ## every test, and the benches with their bounds
+test-all: $(VENV)/.installed-rtx  ## every test, and the benches with their bounds
 	$(TEST)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_cpu_linear.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_cpu_int8.py
@@ -58,4 +58,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -q --disable-pip-version-check -e ".[demo,dev]"
 	ln -sfn ../passes sparsec/passes  # for editors and type checkers; git ignores them
 	ln -sfn ../backends sparsec/backends
+	touch $@
+
+$(VENV)/.installed-rtx: $(VENV)/.installed-dev  # 95 MB: TensorRT engines are built, without a GPU, by test-all only
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[rtx]"
 	touch $@

@@ -7,4 +7,6 @@ TABLE = {
     "kernel": "sparsec.backends.kernel.backend:KernelBackend",
     "hf": "sparsec.backends.hf.backend:HfBackend",
     "onnx": "sparsec.backends.onnx.backend:OnnxBackend",
+    "tensorrt": "sparsec.backends.tensorrt.backend:TensorRTBackend",
+    "torch24": "sparsec.backends.torch24.backend:Torch24Backend",
 }

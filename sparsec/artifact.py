@@ -35,9 +35,18 @@ class Artifact:
         """The backends whose files it holds."""
         return tuple(self.manifest["backends"])
 
-    def load(self, backend: str = "") -> Any:
-        """A callable for inference: inputs by name or position -> outputs by name. Default: the first backend."""
-        return self._backend(backend).load(self.root, self.manifest)
+    def load(self, backend: str = "", trust: bool = False) -> Any:
+        """A callable for inference: inputs by name or position -> outputs by name. Default: the first backend.
+
+        `trust`: run code that the artifact holds, which only the tensorrt backend's does.
+        """
+        one = self._backend(backend)
+        if one.runs_code and not trust:
+            raise UsageError(
+                f"{self.root}: backend {one.name} would run {one.runs_code}, and a hash cannot tell what that does; "
+                "if you know who made it, load it with trust=True"
+            )
+        return one.load(self.root, self.manifest)
 
     def load_dense(self) -> Any:
         """The same weights unpacked and run densely: what the kernels are measured against."""
@@ -69,7 +78,7 @@ def verify_folder(root: Path, manifest: dict[str, Any]) -> list[Check]:
     checks: list[Check] = []
     for name in manifest["backends"]:
         one = registry.backend(name)
-        if reason := one.unavailable():
+        if reason := one.cannot_verify():
             checks.append(Check(f"{name}: available", False, f"cannot be verified here: {reason}"))
             continue
         try:
@@ -79,13 +88,13 @@ def verify_folder(root: Path, manifest: dict[str, Any]) -> list[Check]:
     return checks
 
 
-def load(path: str | Path, backend: str = "") -> Any:
+def load(path: str | Path, backend: str = "", trust: bool = False) -> Any:
     """Load an artifact for inference: a callable, inputs by name or position -> dict of outputs by name.
 
     Needs neither transformers nor the model's source. Hashes, shapes and index ranges are checked before any native
-    code reads a byte; raises ArtifactError when something does not hold.
+    code reads a byte; raises ArtifactError when something does not hold. A TensorRT engine loads with `trust` only.
     """
-    return Artifact.open(path).load(backend)
+    return Artifact.open(path).load(backend, trust)
 
 
 def verify(path: str | Path) -> list[Check]:

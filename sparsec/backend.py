@@ -54,6 +54,9 @@ class Emitted:
     nbytes_sparse: int
     nbytes: int
     data: dict[str, Any]
+    """A `note` in it is a sentence that every report of the artifact shows."""
+    verdicts: tuple[Verdict, ...] = ()
+    """In place of those of `plan`, where what runs is decided while files are written."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,22 @@ class Backend(ABC):
     """One line for `sparsec backends`."""
     stores: ClassVar[tuple[Values, ...]] = ("fp32",)
     """What it can store sparse weights as."""
+    runs_code: ClassVar[str | None] = None
+    """What of an artifact `load` would run that no check can vouch for; it then asks for trust."""
 
     def unavailable(self) -> str | None:
         """None when the backend can emit and run here, else why not and what to install."""
         return None
 
+    def cannot_verify(self) -> str | None:
+        """Why `verify` cannot run here, or None; by default it needs what the rest does."""
+        return self.unavailable()
+
     def refuses(self, program: Program) -> str | None:
-        """Why it cannot write this traced program and what to do, or None; asked before any pass runs."""
+        """Why it cannot write this traced program and what to do, or None.
+
+        Asked before any pass runs: first while no site has a pattern, then with the patterns that were asked for.
+        """
         return None
 
     def instruction_set(self) -> str | None:
@@ -112,6 +124,14 @@ class Backend(ABC):
     @abstractmethod
     def load(self, folder: Path, manifest: dict[str, Any]) -> Any:
         """A callable: inputs by name -> dict of output tensors by name. The folder has been checked already."""
+
+    def findings(self, folder: Path, manifest: dict[str, Any]) -> list[str]:
+        """What was found out about the artifact after it was compiled, a line each."""
+        return []
+
+    def load_file(self, path: Path) -> Any:
+        """A callable like `load`'s, of a file in the backend's format that anybody wrote; only the onnx backend has it."""
+        raise UsageError(f"backend {self.name} runs no files but its own; ask for --backend onnx")
 
     def load_dense(self, folder: Path, manifest: dict[str, Any]) -> Any:
         """Like `load`, with the sparse weights unpacked and run densely; only the kernel backend has it."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec import store
+from sparsec import registry, store
 from sparsec.artifact import Artifact
 from sparsec.backend import Check
-from sparsec.errors import ArtifactError, UsageError
+from sparsec.errors import UsageError
+from sparsec.onnxfile.opened import OnnxFile
+from sparsec.onnxfile.weights import Weight, survey, weights_of
 from sparsec.pattern import Pattern
 from sparsec.program import FORMAT as PROGRAM_FORMAT
 from sparsec.program import Program
+from sparsec.sites import Exclusion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +38,11 @@ class Found:
     sparsity: float
     """Share of zeros."""
     pattern: Pattern | None
-    """The first of the usual patterns, sparsest first, that it satisfies."""
+    """The first of the usual patterns, sparsest first, that it satisfies; of packed tables, what they say."""
+    note: str = ""
+    """Of an .onnx file: the operator that reads it, the type it is stored in, where the same bytes are again."""
+    users: tuple[str, ...] = ()
+    """The nodes of an .onnx file that read it."""
 
     @property
     def sparse(self) -> bool:
@@ -49,21 +57,31 @@ def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise UsageError(f"{path} does not exist; expected an artifact, a program, a model folder, or a weights file")
     if not files or files[0].suffix not in (".safetensors", ".onnx"):
         raise UsageError(f"{path}: expected an artifact, a program, a model folder, a .safetensors or an .onnx file")
+    if path.suffix == ".onnx":
+        yield from ((weight.name, values) for weight, values in weights_of(path))
+        return
     for file in files:
-        named = _onnx(file) if file.suffix == ".onnx" else store.load_tensors(file)
-        for name, tensor in named.items():
+        for name, tensor in store.load_tensors(file).items():
             if tensor.dim() == 2 and tensor.is_floating_point():
                 yield name, tensor
 
 
 def look(name: str, weight: Tensor) -> Found:
-    """Describe one weight."""
+    """Describe one weight, (rows, cols) or (batch, rows, cols)."""
     sparsity = _zeros(weight)
     enough = [pattern for pattern in _CANDIDATES if 1 - pattern.density <= sparsity + 0.02]
     pattern = (
-        next((one for one in enough if not one.violations(weight[None]).count), None) if sparsity >= _SPARSE else None
+        next((one for one in enough if not one.violations(_matrices(weight)).count), None)
+        if sparsity >= _SPARSE
+        else None
     )
-    return Found(name, tuple(weight.shape), sparsity, pattern)
+    shape = weight.shape[1:] if weight.dim() == 3 and len(weight) == 1 else weight.shape
+    return Found(name, tuple(shape), sparsity, pattern)
+
+
+def _matrices(weight: Tensor) -> Tensor:
+    """(batch, rows, cols)."""
+    return weight if weight.dim() == 3 else weight[None]
 
 
 def _zeros(weight: Tensor) -> float:
@@ -73,32 +91,52 @@ def _zeros(weight: Tensor) -> float:
 
 def check(path: Path, pattern: Pattern) -> list[Check]:
     """Whether every weight that was made sparse follows the pattern; raises UsageError when none was."""
-    found = [_follows(name, pattern, weight[None]) for name, weight in weights(path) if _zeros(weight) >= _SPARSE]
+    found = [_follows(name, pattern, _matrices(weight)) for name, weight in weights(path) if _zeros(weight) >= _SPARSE]
     if not found:
         raise UsageError(f"{path}: no weight has zeros to speak of, so there is nothing that {pattern} could hold for")
+    if path.suffix == ".onnx" and (others := [one for one in survey(OnnxFile(path)).exclusions if one.role == "other"]):
+        found.append(Check("not looked at", True, "; ".join(f"{one.name}: {one.reason}" for one in others)))
     return found
 
 
-def _onnx(path: Path) -> dict[str, Tensor]:
-    import numpy as np
-    import onnx
-    import torch
+def _onnx(path: Path) -> tuple[list[Found], list[Exclusion]]:
+    """What an .onnx file holds: its weights, and the stored matrices that are none, with their reasons."""
+    file = OnnxFile(path)
+    found = survey(file)
+    return [_look_in(file, weight) for weight in found.weights], list(found.exclusions)
 
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf raises its own types
-        raise ArtifactError(f"{path} cannot be read as ONNX: {error}") from error
-    arrays = {entry.name: onnx.numpy_helper.to_array(entry) for entry in model.graph.initializer}
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items() if array.dtype.kind == "f"}
+
+def _look_in(file: OnnxFile, weight: Weight) -> Found:
+    seen = look(weight.name, weight.read(file))
+    note = f"{weight.kind}{f' x{len(weight.users)}' if weight.users[1:] else ''}, {weight.dtype}"
+    note += f", same bytes as {', '.join(weight.twins)}" if weight.twins else ""
+    return dataclasses.replace(seen, pattern=weight.packed or seen.pattern, note=note, users=weight.users)
 
 
 def inspect(path: Path) -> tuple[str, Any]:
-    """What a path is: `artifact` with its manifest, `program` with the Program, or `weights` with a list of Found."""
+    """What a path is: `artifact` with its manifest, `program` with the Program, or `weights` with a list of Found.
+
+    `onnx`: an .onnx file, with a list of Found and a list of Exclusion.
+    """
     if (path / store.MANIFEST).is_file():
         if store.read_manifest(path).get("format") == PROGRAM_FORMAT:
             return "program", Program.load(path)
         return "artifact", Artifact.open(path).manifest
+    if path.suffix == ".onnx":
+        return "onnx", _onnx(path)
     return "weights", [look(name, weight) for name, weight in weights(path)]
+
+
+def findings(path: Path, manifest: dict[str, Any]) -> list[str]:
+    """What was found out about an artifact after it was compiled, such as a proof of speed on somebody's GPU."""
+    lines = []
+    for name in manifest["backends"]:
+        try:
+            found = registry.backend(name).findings(path, manifest)
+        except UsageError as error:  # it is not installed here; the manifest can be shown all the same
+            found = [str(error)]
+        lines += [f"{name}: {line}" for line in found]
+    return lines
 
 
 def to_json(kind: str, found: Any) -> dict[str, Any]:
@@ -107,11 +145,13 @@ def to_json(kind: str, found: Any) -> dict[str, Any]:
         return {"manifest": found}
     if kind == "program":
         return {"facts": sorted(found.facts), "history": found.history, "dump": found.dump()}
+    listed, others = found if kind == "onnx" else (found, None)
     rows = [
         {"name": f.name, "shape": f.shape, "sparsity": f.sparsity, "pattern": f.pattern and str(f.pattern)}
-        for f in found
+        | ({"note": f.note, "users": f.users} if f.note else {})
+        for f in listed
     ]
-    return {"weights": rows}
+    return {"weights": rows} | ({"others": [vars(one) for one in others]} if others is not None else {})
 
 
 def verify(path: Path, pattern: str | None) -> list[Check]:
@@ -142,8 +182,9 @@ def _verify_program(program: Program, asked: Pattern | None) -> list[Check]:
 
 def _declared(artifact: Artifact, asked: Pattern) -> list[Check]:
     sparse = [site for site in artifact.manifest["sites"] if site["pattern"]]
-    other = [f"{site['name']} has {site['pattern']}" for site in sparse if site["pattern"] != str(asked)]
-    return [Check(f"pattern {asked}", not other, other[0] if other else f"{len(sparse)} sites declare it")]
+    found = [(site["name"], Pattern.parse(site["pattern"])) for site in sparse]
+    other = [f"{name} has {pattern}" for name, pattern in found if not pattern.implies(asked)]
+    return [Check(f"pattern {asked}", not other, other[0] if other else f"{len(sparse)} sites declare what implies it")]
 
 
 def _follows(name: str, pattern: Pattern, weight: Tensor, selection: Selection | None = None) -> Check:

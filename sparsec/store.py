@@ -172,6 +172,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that others see all of it or the one before. Raises ArtifactError where it cannot be written."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_bytes(data)
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise ArtifactError(f"{path} cannot be written: {error.strerror}") from error
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors; memory shared between two names is written twice, as safetensors asks."""
     from safetensors.torch import save_file

@@ -26,7 +26,7 @@ from sparsec.cli.terminal import (
 
 def compile(
     model: Annotated[
-        str | None, typer.Argument(help="HF folder or hub id, module:function, program, .pt2, demo:minilm")
+        str | None, typer.Argument(help="HF folder or hub id, module:function, program, .pt2, .onnx, demo:minilm")
     ] = None,
     pattern: Annotated[str | None, typer.Option(help="Pattern of every eligible site, such as 64:2:5 or 2:4.")] = None,
     out: Annotated[
@@ -54,7 +54,9 @@ def compile(
         str | None, typer.Option(help="Importance: magnitude, wanda, ria, obs, taylor, fisher, seven.")
     ] = None,
     columns: Annotated[str | None, typer.Option(help="Column choice of V:N:M: l1, l2, greedy, exact.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Comma-separated: kernel, onnx, hf. Default: kernel.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Comma-separated: kernel, onnx, hf, tensorrt, torch24. Default: kernel.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Load a Hugging Face model as fp32, bf16 or fp16.")] = None,
     values: Annotated[str | None, typer.Option(help="Stored sparse weights: fp32, bf16, int8.")] = None,
     tokens: Annotated[
@@ -64,7 +66,7 @@ def compile(
         bool, typer.Option("--drop-slow", help="Leave sites dense that would run no faster sparse.")
     ] = False,
     onnx_weights: Annotated[
-        str | None, typer.Option(help="dense: zeros in place, for any runtime; packed: small, run by sparsec.ort.")
+        str | None, typer.Option(help="packed (default): small, run sparse by sparsec.ort; dense: zeros in place.")
     ] = None,
     calib: Calib = None,
     num_calibration_samples: CalibrationSamples = None,

@@ -40,10 +40,15 @@ def inspect(
 
         kind, found = inspection.inspect(path)
         if as_json:
-            return print_json({"path": str(path), "kind": kind, **inspection.to_json(kind, found)})
+            later = {"findings": inspection.findings(path, found)} if kind == "artifact" else {}
+            return print_json({"path": str(path), "kind": kind, **inspection.to_json(kind, found), **later})
         if kind == "artifact":
             show.manifest(found, folder_bytes(path))
+            for line in inspection.findings(path, found):
+                show.out.print(line, markup=False, soft_wrap=True)
         elif kind == "program":
             show.out.print(found.dump(), markup=False, soft_wrap=True, end="")
+        elif kind == "onnx":
+            show.found(*found)
         else:
             show.found(found)
