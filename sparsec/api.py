@@ -16,6 +16,9 @@ from sparsec.cost import TokenRange
 from sparsec.description import card, describe, describe_quality, describe_values
 from sparsec.errors import UsageError, VerificationError
 from sparsec.normal_form import Dynamic
+from sparsec.onnxcompile import compile_onnx
+from sparsec.onnxrequest import BACKEND as ONNX_BACKEND
+from sparsec.onnxrequest import is_onnx
 from sparsec.pipeline import Context, PassManager, PassReport, Progress, no_progress, relative_difference
 from sparsec.program import Program
 from sparsec.recipe import DEFAULT_PASSES, DTYPES, WITH_DATA, WITHOUT_DATA, Dtype, Recipe, make_backend
@@ -58,7 +61,7 @@ def compile(
     targets: Mapping[str, str] | None = None,
     include: Sequence[str] = (),
     passes: str = DEFAULT_PASSES,
-    backends: Sequence[str] = ("kernel",),
+    backends: Sequence[str] | None = None,
     values: Values = "fp32",
     dtype: Dtype = "fp32",
     seed: int = 0,
@@ -67,21 +70,25 @@ def compile(
     num_calibration_samples: int = data.SAMPLES,
     max_seq_length: int = data.LENGTH,
     text_columns: Sequence[str] = (),
+    resources: Mapping[str, Any] | None = None,
     options: Options | None = None,
 ) -> Artifact:
     """Compile a model to an artifact folder and prove it. Returns the opened artifact.
 
-    `model`: a module, with `example_inputs` by name or position, or MODEL text as on the command line. `pattern` goes
+    `model`: a module, with `example_inputs` by name or position, or MODEL text as on the command line. `backends`:
+    default kernel; an .onnx file has no other than onnx. `pattern` goes
     to every site that is not excluded; `targets` (selector -> pattern or `ignore`) adds to it or replaces it.
     `values`: how sparse weights are stored; bf16 and int8 are smaller and faster, and rounded. `dtype`: what a Hugging
     Face model that is named by text is loaded in. `calibration`: for passes that look at activations, DATA text as on
     the command line (then the three options after it count), or input dicts, whose content the recipe names by hash.
+    `resources`: objects that options of passes name, such as the batches `train` of a training pass (docs/training.md).
     Raises a SparsecError whose text says what was found, expected and to do; `out` is then untouched.
     """
     from sparsec.models import Loaded
 
     goals = {**({"*": pattern} if pattern else {}), **(targets or {})}
     name = model if isinstance(model, str) else type(model).__name__
+    backends = backends if backends is not None else (ONNX_BACKEND,) if is_onnx(name) else ("kernel",)
     given = None if calibration is None or isinstance(calibration, str) else data.given(calibration)
     fields: dict[str, Any] = {"model": name, "targets": goals, "include": include, "passes": passes}
     fields |= {"backends": backends, "values": values, "dtype": dtype, "seed": seed}
@@ -89,26 +96,51 @@ def compile(
     fields |= {"num_calibration_samples": num_calibration_samples, "max_seq_length": max_seq_length}
     recipe, options = Recipe.from_data(fields), options or Options()
     if isinstance(model, str):
-        return compile_recipe(recipe, Path(out), options, given)
+        return compile_recipe(recipe, Path(out), options, given, resources)
     if example_inputs is None:
         raise UsageError("compile: a module needs example_inputs, tensors by name or by position")
     _check_request(recipe, Path(out), options)
     program = trace(model, example_inputs, dynamic, origin={"model": name})
-    loaded = Loaded(program, (program.inputs,), "the example inputs", data.Tools(given=given))
+    tools = data.Tools(given=given, resources=resources or {})
+    loaded = Loaded(program, (program.inputs,), "the example inputs", tools)
     return _compile(loaded, recipe, Path(out), options)
 
 
 def compile_recipe(
-    recipe: Recipe, out: Path, options: Options, calibration: data.Calibration | None = None
+    recipe: Recipe,
+    out: Path,
+    options: Options,
+    calibration: data.Calibration | None = None,
+    resources: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Compile what a recipe says; `calibration` takes the place of the data it names. See `compile`."""
     from sparsec.models import load_model
 
+    if is_onnx(recipe.model):
+        return _compile_file(recipe, out, options, calibration, resources)
     _check_request(recipe, out, options)
     options.progress("tracing", 0, _STAGES)
     loaded = load_model(recipe.model, recipe.seed, options.trust, recipe.dtype)
-    loaded = dataclasses.replace(loaded, tools=dataclasses.replace(loaded.tools, given=calibration))
+    tools = dataclasses.replace(loaded.tools, given=calibration, resources=resources or {})
+    loaded = dataclasses.replace(loaded, tools=tools)
     return _compile(loaded, recipe, out, options)
+
+
+def _compile_file(
+    recipe: Recipe,
+    out: Path,
+    options: Options,
+    calibration: data.Calibration | None,
+    resources: Mapping[str, Any] | None,
+) -> Artifact:
+    given: dict[str, Any] = {"calibration data": calibration, "resources": resources}
+    given |= {"--resume": options.resume, "--trust": options.trust}
+    if wrong := [option for option, value in given.items() if value]:
+        raise UsageError(
+            f"{recipe.model}: {wrong[0]} has no meaning for an .onnx file, which is pruned by magnitude in one go; "
+            "leave it out"
+        )
+    return compile_onnx(recipe, out, options.force, options.min_quality, options.allow_dense, options.progress)
 
 
 def _check_request(recipe: Recipe, out: Path, options: Options) -> list[Backend]:
@@ -159,10 +191,8 @@ def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Art
 
 
 def _check_program(program: Program, recipe: Recipe, backends: Sequence[Backend]) -> None:
-    """All that can be refused before the first pass."""
-    for one in backends:
-        if reason := one.refuses(program):
-            raise UsageError(f"backend {one.name} cannot write this model: {reason}")
+    """All that can be refused before patterns are given to sites."""
+    _check_backends(program, backends)
     types = {str(parameter.dtype) for parameter in program.module.parameters() if parameter.is_floating_point()}
     if recipe.dtype != "fp32" and (wanted := f"torch.{DTYPES[recipe.dtype]}") not in types:
         raise UsageError(
@@ -171,16 +201,24 @@ def _check_program(program: Program, recipe: Recipe, backends: Sequence[Backend]
         )
 
 
+def _check_backends(program: Program, backends: Sequence[Backend]) -> None:
+    for one in backends:
+        if reason := one.refuses(program):
+            raise UsageError(f"backend {one.name} cannot write this model: {reason}")
+
+
 def _compile_in(
     workdir: Path, backends: Sequence[Backend], loaded: Loaded, recipe: Recipe, out: Path, options: Options
 ) -> Artifact:
     dense = loaded.program
     program = dense.replace(sites=dense.sites.with_targets(recipe.targets, recipe.include)) if recipe.targets else dense
+    _check_backends(program, backends)  # again: some patterns have no place in some backends
     if recipe.drop_slow:
         program, recipe = _drop_slow(program, recipe, backends[0], options)
     options.progress("pruning", 1, _STAGES)
     samples = data.Deferred(dense, loaded.tools, recipe.data_request())
-    resources = {"calibration": samples, "backend": backends[0], "values": recipe.values}
+    own = {"calibration": samples, "backend": backends[0], "values": recipe.values}
+    resources = {**loaded.tools.resources, **own}
     context = Context(recipe.seed, resources=resources, cost=backends[0].cost, workdir=workdir)
     recipe = _with_passes(recipe, samples.available, options)
     program, reports = PassManager.parse(recipe.passes).run_reported(program, context)
@@ -191,7 +229,7 @@ def _compile_in(
         _calibrate(backends, program, recipe, options)
     options.progress("measuring quality", 2, _STAGES)
     measured = _measure_quality(program, dense, loaded, options)
-    manifest = describe(program, recipe, measured, loaded.samples_are)
+    manifest = describe(program, dense, recipe, measured, loaded.samples_are)
     manifest |= samples.describe()
     if magnitude := _by_magnitude(program, dense, reports, loaded):
         manifest["quality"]["magnitude"] = magnitude
@@ -206,7 +244,7 @@ def _compile_in(
             emitted = one.emit(program, folder, recipe.values)
             entry = {"nbytes_sparse": emitted.nbytes_sparse, "nbytes": emitted.nbytes, **emitted.data}
             manifest["backends"][one.name] = entry
-            for verdict in one.plan(program, recipe.values, tokens):
+            for verdict in emitted.verdicts or one.plan(program, recipe.values, tokens):
                 site = next(s for s in manifest["sites"] if s["name"] == verdict.site)
                 site["verdicts"][one.name] = {
                     "sparse": verdict.sparse,
@@ -283,12 +321,8 @@ def _check_pruned(program: Program, options: Options) -> None:
         raise UsageError(
             "after its passes the program must be frozen, not lowered (backends lower it themselves): end with `freeze`"
         )
-    silent = [site.name for site in program.sites if site.pattern is None and not site.excluded]
-    if silent and not options.allow_dense:
-        raise UsageError(
-            f"{len(silent)} sites would silently stay dense, the first is {silent[0]}; give them a pattern with "
-            "--layer or --pattern, exclude them with --ignore, or add --allow-dense"
-        )
+    if not options.allow_dense:
+        program.sites.refuse_silent()
 
 
 def _measure_quality(found: Any, dense: Program, loaded: Loaded, options: Options) -> quality.Quality:

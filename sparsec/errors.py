@@ -39,3 +39,7 @@ class ArtifactError(SparsecError):
 
 class VerificationError(SparsecError):
     """A proof that sparsec makes of its own output did not hold."""
+
+
+class TrainingError(SparsecError):
+    """Training went wrong on the way: a loss that is no number."""

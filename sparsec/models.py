@@ -53,6 +53,11 @@ def load_model(spec: str, seed: int = 0, trust: bool = False, dtype: Dtype = "fp
     if spec == "demo:minilm":
         return _from_hub(str(_minilm_folder()), spec, seed, dtype)
     path = Path(spec)
+    if path.suffix == ".onnx":
+        raise UsageError(
+            f"MODEL {spec!r} is an ONNX file, which compile, inspect and verify take; this needs the PyTorch model "
+            "that it was made from"
+        )
     if path.suffix == ".pt2":
         return _from_pt2(path, trust, seed)
     if (path / store.MANIFEST).is_file():

@@ -61,7 +61,7 @@ class DenseModel:
     @cached_property
     def onnx(self) -> Path:
         """An ONNX file of dense weights: the artifact's own, or one exported for the purpose."""
-        backend = registry.backend("onnx")
+        backend = registry.backend_class("onnx")(weights="dense")  # type: ignore[call-arg]
         if reason := backend.unavailable():
             raise UsageError(reason)
         own = self.artifact.manifest["backends"].get("onnx", {})

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sparsec.program import Program
-
 FLOOR = 0.95
 """Below this cosine a model is said to need training: its outputs point elsewhere than the original's."""
 EMBEDDING_FLOOR = 0.80
@@ -48,8 +46,12 @@ class Quality:
         )
 
 
-def measure(sparse: Callable[..., dict[str, Tensor]], dense: Program, samples: Iterable[dict[str, Tensor]]) -> Quality:
-    """Run both programs on the samples and compare their first floating-point output."""
+def measure(
+    sparse: Callable[..., dict[str, Tensor]],
+    dense: Callable[..., dict[str, Tensor]],
+    samples: Iterable[dict[str, Tensor]],
+) -> Quality:
+    """Run both models on the samples and compare their first floating-point output."""
     import torch
 
     name, cosines, vectors, error, norm = "", 0.0, 0, 0.0, 0.0

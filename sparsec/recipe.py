@@ -50,7 +50,7 @@ class Recipe(pydantic.BaseModel):
     """Roles that are excluded by default and should not be."""
     passes: str = DEFAULT_PASSES
     backends: tuple[str, ...] = ("kernel",)
-    """Names, with options in braces where a backend has some: `onnx{weights=packed}`."""
+    """Names, with options in braces where a backend has some: `onnx{weights=dense}`."""
     dtype: Dtype = "fp32"
     """What a Hugging Face model is loaded as, before it is traced: a traced program is never cast."""
     values: Values = "fp32"
@@ -202,7 +202,7 @@ def make_pass(name: str, options: dict[str, Any]) -> Pass:
 
 
 def make_backend(text: str) -> Backend:
-    """A backend from its name and options, such as `onnx{weights=packed}`. Raises UsageError or RecipeError."""
+    """A backend from its name and options, such as `onnx{weights=dense}`. Raises UsageError or RecipeError."""
     name, options = _name_and_options(text, "backend")
     if not options:
         return backend(name)

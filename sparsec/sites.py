@@ -130,6 +130,15 @@ class SiteTable:
                 sites[i] = _assign(sites[i], pattern, selector)
         return dataclasses.replace(self, sites=tuple(sites))
 
+    def refuse_silent(self) -> None:
+        """Raise UsageError where a site has neither a pattern nor a reason to be dense."""
+        silent = [site.name for site in self.sites if site.pattern is None and not site.excluded]
+        if silent:
+            raise UsageError(
+                f"{len(silent)} sites would silently stay dense, the first is {silent[0]}; give them a pattern with "
+                "--layer or --pattern, exclude them with --ignore, or add --allow-dense"
+            )
+
     def _no_match(self, selector: str, text: str) -> str:
         if selector != "*":
             some = ", ".join(site.name for site in self.sites[:3])

@@ -11,7 +11,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from sparsec.backends.onnx.packed import DOMAIN, OPERATOR, attributes, function
+from sparsec.backends.onnx.functions import DOMAIN, LINEAR, functions
+from sparsec.backends.onnx.packed import linear_attributes
 from sparsec.layout import SparseLayout, compress, decompress
 from sparsec.pattern import NM, Pattern
 
@@ -43,10 +44,10 @@ def packed_model(
     if isinstance(layout.pattern, NM):
         tables["columns"] = np.arange(layout.pattern.m, dtype=np.uint8).reshape(1, 1, 1, -1)
     tables["bias"] = a_bias(rows).numpy()
-    facts = attributes(layout.pattern, cols)
+    facts = linear_attributes(layout.pattern, cols)
     for name, value in (change or {}).items():
         (facts if name in facts else tables)[name] = value
-    node = helper.make_node(OPERATOR, ["x", *tables], ["y"], name="up", domain=DOMAIN, **facts)
+    node = helper.make_node(LINEAR, ["x", *tables], ["y"], name="up", domain=DOMAIN, **facts)
     node.input[:] = ["x", "values", "positions", "columns", "bias"]
     given = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [f"{name}{i}" for i in range(tables[name].ndim)])
@@ -60,7 +61,7 @@ def packed_model(
         [numpy_helper.from_array(array, name) for name, array in tables.items() if name not in inputs],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
-    model = helper.make_model(graph, opset_imports=opsets, functions=[function(OPSET)], ir_version=9)
+    model = helper.make_model(graph, opset_imports=opsets, functions=functions(OPSET), ir_version=9)
     onnx.checker.check_model(model)
     content: bytes = model.SerializeToString()
     return content

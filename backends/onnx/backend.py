@@ -1,56 +1,66 @@
-"""The ONNX backend: writes model.onnx with exact zeros in place, and proves it with onnxruntime."""
+"""The ONNX backend: writes one model.onnx, packed or with exact zeros in place, and proves it with onnxruntime."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sparsec import errors, ort
+from sparsec import _fx, child, errors, ort
 from sparsec.backend import Backend, Check, CheckData, Emitted, Verdict
-from sparsec.layout import table_bytes
+from sparsec.backends.onnx.packed import why_dense
+from sparsec.layout import VALUE_BYTES, Values, table_bytes
+from sparsec.onnxfile import checks as onnxfile_checks
 from sparsec.pattern import NM, VNM
 from sparsec.uses import lowers_to_linear
 
 if TYPE_CHECKING:
     from sparsec.backends.onnx.session import OnnxModule
     from sparsec.cost import TokenRange
-    from sparsec.layout import Values
     from sparsec.program import Program
     from sparsec.sites import Site
 
-Weights = Literal["dense", "packed"]
+Weights = Literal["packed", "dense"]
+Form = Literal["gemm", "matmul"]
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"  # the weights, where they are too large for one protobuf file
+TYPES = ("float32", "float16", "bfloat16")  # of weights; float64 and others have no use in a deployed file
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _DENSE = (
     "onnxruntime has no kernel for sparse weights, so it multiplies the zeros too; "
     "the weights hold exact zeros in place, which packed weights would not store"
 )
 _PACKED = "in a session of sparsec.ort; other runtimes unpack the weights while they load the file, and run dense"
+_ADVICE = "close other programs, or leave onnx out of --backend"
+_UNPACKED = "stored packed, and unpacked by the runtime while it loads the file"
 
 
 @dataclass(frozen=True)
 class OnnxBackend(Backend):
-    """One model.onnx, fp32, dynamic sizes as the program has them, for any runtime.
+    """One model.onnx, in the types and with the dynamic sizes that the program has, for any runtime.
 
     1. The export runs in a process of its own: its hundreds of megabytes are given back when it ends.
     2. Nothing is left behind when it fails, and the error is one paragraph.
-    3. `weights`: dense, with exact zeros in place; or packed, small on disk, run by sparsec's kernels in onnxruntime
-       and unpacked by every other runtime (see `packed`).
+    3. `weights`: packed, small on disk, run by sparsec's kernels in onnxruntime and unpacked by every other runtime
+       (see `packed`); or dense, with exact zeros in place, for tools that look for them (TensorRT, polygraphy).
+    4. `form`: what a linear layer on a dense weight becomes. gemm: Reshape, Gemm(transB=1), Reshape; matmul: MatMul on
+       a Transpose of the weight, and Add. Both keep the weight's name and (rows, cols) layout. Which of the two a
+       TensorRT version takes for sparse differs, so it is a choice to measure, and nothing rewrites one to the other.
     """
 
     name: ClassVar[str] = "onnx"
-    describes: ClassVar[str] = "model.onnx for onnxruntime and other runtimes: exact zeros in dense weights, fp32"
+    describes: ClassVar[str] = "model.onnx for onnxruntime and any other runtime: packed weights, or dense with zeros"
+    stores: ClassVar[tuple[Values, ...]] = ("fp32", "bf16")
 
-    weights: Weights = "dense"
+    weights: Weights = "packed"
+    form: Form = "gemm"
+
+    def __post_init__(self) -> None:
+        if self.form == "matmul" and self.weights == "packed":
+            raise ValueError("form=matmul is for dense weights, which weights=packed has not; add weights=dense")
 
     def unavailable(self) -> str | None:
         """None, or the packages that are missing and how to install them."""
@@ -58,7 +68,7 @@ class OnnxBackend(Backend):
         return f"{' and '.join(missing)} missing; pip install {' '.join(missing)}" if missing else None
 
     def refuses(self, program: Program) -> str | None:
-        """Weights of another type than float32."""
+        """Weights of a type that it does not write."""
         return _foreign_type(program)
 
     def plan(self, program: Program, values: Values = "fp32", tokens: TokenRange | None = None) -> tuple[Verdict, ...]:
@@ -68,9 +78,10 @@ class OnnxBackend(Backend):
     def _verdict(self, program: Program, site: Site) -> Verdict:
         if self.weights == "dense":
             return Verdict(site.name, False, "dense", _DENSE)
-        if not is_packed(program, site):
-            what = f"only layers of N:M and V:N:M weights are packed; this one is {site.kind} of {site.pattern}"
-            return Verdict(site.name, False, "dense", what)
+        if reason := unpackable(site):
+            return Verdict(site.name, False, "dense", reason)
+        if reason := why_not_linear(program, site):
+            return Verdict(site.name, False, "dense", f"{_UNPACKED}: {reason}")
         if reason := ort.unavailable_reason():
             return Verdict(site.name, False, "dense", reason)
         return Verdict(site.name, True, "sparsec::NMLinear", _PACKED)
@@ -81,19 +92,24 @@ class OnnxBackend(Backend):
         with tempfile.TemporaryDirectory(prefix=".onnx-", dir=folder) as scratch:  # rule 2
             saved, written = program.save(Path(scratch) / "program"), Path(scratch) / "written"
             written.mkdir()
-            facts = _run_exporter(saved, written / MODEL, self.weights)
+            arguments = [str(saved.absolute()), str((written / MODEL).absolute()), self.weights, self.form, values]
+            facts = child.run("sparsec.backends.onnx.exporter", arguments, "the ONNX export", _ADVICE)
             files = [path.rename(folder / path.name) for path in sorted(written.iterdir())]
-        sparse = sum(self._nbytes(program, site) for site in program.sites.sparse)
+        sparse = sum(self._nbytes(program, site, values) for site in program.sites.sparse)
         return Emitted(sparse, sum(path.stat().st_size for path in files), facts)
 
-    def _nbytes(self, program: Program, site: Site) -> int:
+    def _nbytes(self, program: Program, site: Site, values: Values) -> int:
         """Bytes that the site's weight takes in the file."""
-        if self.weights == "packed" and is_packed(program, site):
-            return table_bytes(site.pattern, site.shape)  # type: ignore[arg-type]
-        return 4 * site.shape[0] * site.shape[1] * site.shape[2]
+        own: int = _fx.get_tensor(program.module, site.name).dtype.itemsize
+        if self.weights == "packed" and not unpackable(site):
+            value_bytes = own if values == "fp32" else VALUE_BYTES[values]  # fp32: not rounded further
+            return table_bytes(site.pattern, site.shape, value_bytes)  # type: ignore[arg-type]
+        return own * site.shape[0] * site.shape[1] * site.shape[2]
 
     def verify(self, folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Check]:
         """Re-read model.onnx: well formed, patterns bit for bit, equal to the packed tables, equal outputs."""
+        if manifest["backends"][self.name].get("imported"):
+            return onnxfile_checks.verify(folder / MODEL, manifest, check)
         from sparsec.backends.onnx.checks import verify
 
         return verify(folder, manifest, check)
@@ -105,10 +121,30 @@ class OnnxBackend(Backend):
         packed = manifest["backends"][self.name].get("weights") == "packed"
         return OnnxModule(folder / MODEL, "sparsec" if packed else "plain")
 
+    def load_file(self, path: Path) -> OnnxModule:
+        """The same for any .onnx file, in onnxruntime's own kernels."""
+        from sparsec.backends.onnx.session import OnnxModule
 
-def is_packed(program: Program, site: Site) -> bool:
-    """Whether packed weights include this site; the others stay dense."""
-    return isinstance(site.pattern, (NM, VNM)) and lowers_to_linear(program.module, site)
+        return OnnxModule(path)
+
+
+def unpackable(site: Site) -> str | None:
+    """Why a sparse site's weight stays dense in a packed file, or None."""
+    assert site.pattern is not None
+    return why_dense(site.pattern.executable, site.shape)
+
+
+def why_not_linear(program: Program, site: Site) -> str | None:
+    """Why a weight that is packed does not become NMLinear, or None."""
+    assert site.pattern is not None
+    dtype = _fx.get_tensor(program.module, site.name).dtype
+    if not isinstance(site.pattern.executable, (NM, VNM)):
+        return f"the kernels run N:M and V:N:M, not {site.pattern}"
+    if not lowers_to_linear(program.module, site):
+        return f"the kernels run linear layers, this one is {site.kind}, read in parts or looked up"
+    if str(dtype) != "torch.float32":
+        return f"the kernels take float32 activations, the layer computes in {str(dtype).removeprefix('torch.')}"
+    return None
 
 
 def _check_exportable(program: Program) -> None:
@@ -123,46 +159,10 @@ def _check_exportable(program: Program) -> None:
 
 def _foreign_type(program: Program) -> str | None:
     for name, tensor in program.module.named_parameters():
-        if tensor.is_floating_point() and str(tensor.dtype) != "torch.float32":
+        found = str(tensor.dtype).removeprefix("torch.")
+        if (tensor.is_floating_point() or tensor.is_complex()) and found not in TYPES:
             return (
-                f"{name} is {str(tensor.dtype).removeprefix('torch.')}, and the onnx backend writes float32 only; "
-                "compile with --dtype fp32, or leave onnx out of --backend"
+                f"{name} is {found}, and the onnx backend writes {', '.join(TYPES)}; cast the model before it is "
+                "traced (--dtype for Hugging Face models), or leave onnx out of --backend"
             )
     return None
-
-
-def _run_exporter(program: Path, out: Path, weights: Weights) -> dict[str, Any]:
-    """Run the exporter on a saved program; its figures. Raises what the exporter reports (rule 1)."""
-    module = "sparsec.backends.onnx.exporter"
-    # -P: a file named onnx.py in the current folder must not be taken for the package.
-    command = [sys.executable, "-P", "-m", module, str(program.absolute()), str(out.absolute()), weights]
-    process = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
-    try:
-        report = json.loads(process.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        raise errors.ArtifactError(_death(process)) from None
-    if message := report.get("error"):
-        kind = getattr(errors, report["kind"], errors.ArtifactError)
-        raise kind(message)
-    facts: dict[str, Any] = report
-    return facts
-
-
-def _environment() -> dict[str, str]:
-    """The child finds the packages that this process found, and computes on as many threads."""
-    import torch
-
-    paths = [os.path.abspath(path) for path in sys.path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-
-def _death(process: subprocess.CompletedProcess[str]) -> str:
-    """One paragraph about a child that ended without a report."""
-    if process.returncode < 0:
-        return (
-            f"the ONNX export was ended by signal {-process.returncode}, most likely for want of memory; "
-            "close other programs, or leave onnx out of --backend"
-        )
-    lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
-    last = lines[-1] if lines else "it said nothing"
-    return f"the ONNX export ended with status {process.returncode}: {last}"

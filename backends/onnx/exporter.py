@@ -1,4 +1,4 @@
-"""Turn a saved program into model.onnx, in a process of its own: `python -m ... PROGRAM OUT_FILE WEIGHTS`.
+"""Turn a saved program into model.onnx, in a process of its own: `python -m ... PROGRAM OUT_FILE WEIGHTS FORM VALUES`.
 
 It prints one line of JSON: figures, or an error and its kind.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 import time
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from sparsec import _fx
-from sparsec.backends.onnx.backend import DATA, Weights, is_packed
-from sparsec.backends.onnx.packed import to_packed_onnx
+from sparsec.backends.onnx.backend import DATA, Form, Weights, unpackable, why_not_linear
+from sparsec.backends.onnx.describing import describe
+from sparsec.backends.onnx.packed import PackedWeight, to_packed_onnx
 from sparsec.backends.onnx.translation import translate
 from sparsec.errors import ArtifactError, SparsecError, TraceError
-from sparsec.layout import compress
+from sparsec.layout import SparseLayout, Values, compress, decompress, stored_as
 from sparsec.program import Program
 from sparsec.sites import Site
 
@@ -26,17 +28,37 @@ INLINE_LIMIT = 1_500_000_000  # bytes of weights in one protobuf file, whose own
 _NO_TRANSLATION = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'\)>")
 
 
-def export(program: Program, out: Path, weights: Weights = "dense", inline_limit: int = INLINE_LIMIT) -> dict[str, Any]:
-    """Write `out`, and its weights beside it when they exceed `inline_limit` bytes. Edits the program's module."""
+def export(
+    program: Program,
+    out: Path,
+    weights: Weights = "packed",
+    form: Form = "gemm",
+    values: Values = "fp32",
+    inline_limit: int = INLINE_LIMIT,
+) -> dict[str, Any]:
+    """Write `out`, and its weights beside it when they exceed `inline_limit` bytes. Edits the program's module.
+
+    `values`: what the sparse weights are rounded to; dense ones stay in the program's type.
+    """
     import onnx
     import onnx_ir
 
     start = time.perf_counter()
-    packed = [site for site in program.sites.sparse if weights == "packed" and is_packed(program, site)]
-    model = translate(program)
-    _pack(model, program, packed)
-    values = model.graph.initializers.values()
-    external = sum(value.const_value.nbytes for value in values) > inline_limit
+    packed = [site for site in program.sites.sparse if weights == "packed" and not unpackable(site)]
+    linear = {site.name for site in packed if not why_not_linear(program, site)}
+    facts = describe(program, {site.name: "NMLinear" if site.name in linear else "NMWeight" for site in packed}, values)
+    if values != "fp32":
+        for site in program.sites.sparse:
+            site.write(program.module, decompress(_layout(program, site, values)).float())
+    model = translate(program, form)
+    layouts = {site.name: PackedWeight(_layout(program, site, values), site.view) for site in packed}
+    if changed := sorted(linear ^ to_packed_onnx(model, layouts)):
+        raise ArtifactError(
+            f"{changed[0]}: the ONNX export took this layer apart, or made one where there was none; please report the "
+            "model, or write dense weights (--onnx-weights dense)"
+        )
+    model.metadata_props.update(facts)
+    external = sum(value.const_value.nbytes for value in model.graph.initializers.values()) > inline_limit
     onnx_ir.save(model, out, external_data=DATA if external else None)
     onnx.checker.check_model(str(out), full_check=True)
     return {
@@ -44,18 +66,13 @@ def export(program: Program, out: Path, weights: Weights = "dense", inline_limit
         "peak_rss": _peak_rss(),
         "opset": model.opset_imports[""],
         "weights": weights,
+        "form": form,
     }
 
 
-def _pack(model: Any, program: Program, sites: list[Site]) -> None:
-    """Store these weights as tables. Raises ArtifactError where the export did not leave a Gemm."""
-    layouts = {
-        site.name: compress(site.read(program.module), site.pattern, site.selection)  # type: ignore[arg-type]
-        for site in sites
-    }
-    if dense := to_packed_onnx(model, layouts):
-        name, reason = next(iter(dense.items()))
-        raise ArtifactError(f"{name} cannot be packed: {reason}; please report the model, or write dense weights")
+def _layout(program: Program, site: Site, values: Values) -> SparseLayout:
+    weight = site.read(program.module)
+    return stored_as(compress(weight, site.pattern, site.selection), values)  # type: ignore[arg-type]
 
 
 def _explain(error: Exception, program: Program | None) -> tuple[str, str]:
@@ -92,11 +109,16 @@ def _peak_rss() -> int | None:
 
 def main() -> int:
     """Export the program named on the command line; print one JSON line."""
+    import torch
+
     program = None
+    torch.set_num_threads(1)  # there is little to compute, and threads that wait for more take the processor's time
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the report alone
         try:
             program = Program.load(sys.argv[1])
-            report = export(program, Path(sys.argv[2]), cast(Weights, sys.argv[3]))
+            weights, form, values = sys.argv[3:]
+            out = Path(sys.argv[2])
+            report = export(program, out, cast(Weights, weights), cast(Form, form), cast(Values, values))
         except Exception as error:
             kind, message = _explain(error, program)
             report = {"error": message, "kind": kind}
@@ -105,4 +127,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # taking torch apart module by module takes a second and frees nothing that is not freed anyway

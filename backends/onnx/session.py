@@ -12,6 +12,8 @@ from sparsec.program import bind
 if TYPE_CHECKING:
     from torch import Tensor
 
+NO_KERNEL = "has no kernel"  # what the error about a type says
+_NOT_IMPLEMENTED = "NOT_IMPLEMENTED"  # onnxruntime's own word
 _FATAL = 4  # onnxruntime's severity: it also prints the errors it raises, and warns about harmless things
 
 
@@ -29,7 +31,10 @@ class OnnxModule:
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL
-        self._session = ort.session(path, options) if kernels == "sparsec" else _plain_session(path, options)
+        try:
+            self._session = ort.session(path, options) if kernels == "sparsec" else _plain_session(path, options)
+        except ArtifactError as error:
+            raise _explained(error, path) from error
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
 
@@ -40,7 +45,7 @@ class OnnxModule:
         arrays = {name: value.detach().cpu().numpy() for name, value in zip(self.inputs, given, strict=True)}
         try:
             found = self._session.run(None, arrays)
-        except Exception as error:  # as above
+        except Exception as error:  # onnxruntime's errors share no base class
             raise UsageError(f"onnxruntime refused these inputs: {first_line(error)}") from error
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
 
@@ -52,6 +57,23 @@ def _plain_session(path: Path, options: Any) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class
         raise ArtifactError(f"{path.name}: onnxruntime cannot load it: {first_line(error)}") from error
+
+
+def _explained(error: ArtifactError, path: Path) -> ArtifactError:
+    """The error of a file whose types onnxruntime has no kernels for says so in its own words."""
+    import onnx
+    import onnxruntime
+
+    if _NOT_IMPLEMENTED not in str(error):
+        return error
+    model = onnx.load(str(path), load_external_data=False)
+    if not any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in model.graph.initializer):
+        return error
+    operator = str(error).partition("implementation for ")[2].partition("(")[0]
+    return ArtifactError(
+        f"{path.name}: onnxruntime {onnxruntime.__version__} {NO_KERNEL} for {operator or 'an operator'} in bfloat16 "
+        "on this CPU; run it on a device that has, or compile with --dtype fp16"
+    )
 
 
 def first_line(error: Exception) -> str:

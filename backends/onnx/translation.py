@@ -1,14 +1,15 @@
 """Translate a program to an ONNX model in memory, through torch's own exporter.
 
-1. Weights keep their names and their (rows, cols) layout: `aten.linear` becomes Reshape, Gemm(transB=1), Reshape.
+1. Weights keep their names and their (rows, cols) layout: see `operators`.
 2. The optimizer does not see the sites' values: it can neither fold, merge nor rename them.
 3. Nothing of this machine is in the model: the same program gives the same bytes.
+4. torch would trace the graph a second time to take operators apart that ONNX has no form for. It is asked to only
+   where there are such operators left: `simplify` replaces the usual ones.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 import warnings
@@ -18,19 +19,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsec import _fx
+from sparsec.backends.onnx.operators import translations
+from sparsec.backends.onnx.simplifying import simplify
 from sparsec.errors import ArtifactError
 from sparsec.program import Program
 from sparsec.tracing import MAX_SIZE
 from sparsec.version import __version__
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
+    from sparsec.backends.onnx.backend import Form
 
-def translate(program: Program) -> Any:
+
+_BFLOAT16_OPSET = 22  # the first in which all operators take it; what all others are written in is torch's choice
+
+
+def translate(program: Program, form: Form = "gemm") -> Any:
     """The finished ONNX model, as onnx_ir's object. Edits the program's module."""
     _prepare(program)
-    model = _translate(program)
+    model = _translate(program, form)
     _finish(model, program)
     return model
 
@@ -38,8 +47,7 @@ def translate(program: Program) -> Any:
 def _prepare(program: Program) -> None:
     """Inference only; and +0.0 for the -0.0 that a kept weight may be, as in the packed tables."""
     program.set_mode("eval")
-    for node in _fx.calls(program.module.graph, torch.ops.aten.dropout.default):
-        _fx.replace(node, node.all_input_nodes[0])
+    simplify(program.module)
     _forget_strides(program.module)
     _separate_outputs(program)
     program.module.recompile()
@@ -75,42 +83,60 @@ def _separate_outputs(program: Program) -> None:
     output.args = (results,)
 
 
-def _translate(program: Program) -> Any:
+def _translate(program: Program, form: Form) -> Any:
     """The ONNX model, as onnx_ir's object, optimized."""
     with _quiet():
         import torch.onnx
         from onnxscript.optimizer import optimize_ir
 
-        exported = torch.export.export(
-            program.module.eval(), tuple(program.inputs.values()), dynamic_shapes=_dynamic_shapes(program), strict=False
-        )
-        onnx_program = torch.onnx.export(
-            exported,
-            dynamo=True,
-            verbose=False,
-            optimize=False,
-            custom_translation_table={torch.ops.aten.linear.default: _linear},
-            input_names=list(program.inputs),
-            output_names=_outputs(program),
-        )
-        assert onnx_program is not None
-        model = onnx_program.model
+        try:
+            model = _to_onnx(_kept_whole(_exported(program)), program, form)
+        except torch.onnx.OnnxExporterError:
+            model = _to_onnx(_exported(program), program, form)
         with _hidden(model, [site.name for site in program.sites]):
-            optimize_ir(model)
+            optimize_ir(model, num_iterations=1)  # a second finds next to nothing
     return model
 
 
-def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    """aten.linear in ONNX operators (rule 1)."""
-    from onnxscript import opset18 as op  # the version that torch's own translations are written in
+def _exported(program: Program) -> ExportedProgram:
+    return torch.export.export(
+        program.module.eval(),
+        tuple(program.inputs.values()),
+        dynamic_shapes=_dynamic_shapes(program),
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,  # as when it was traced: a guard would fix a size
+    )
 
-    operands = (weight,) if bias is None else (weight, bias)
-    rank = len(x.shape)
-    if rank == 2:
-        return op.Gemm(x, *operands, transB=1)
-    rows, cols = (int(size) for size in weight.shape)
-    product = op.Gemm(op.Reshape(x, op.Constant(value_ints=[-1, cols])), *operands, transB=1)
-    return op.Reshape(product, op.Concat(op.Shape(x, start=0, end=rank - 1), op.Constant(value_ints=[rows]), axis=0))
+
+def _kept_whole(exported: ExportedProgram) -> ExportedProgram:
+    """The same, which the exporter takes apart only if it names an operator that the graph has (rule 4)."""
+    take_apart = exported.run_decompositions
+
+    def where_needed(table: Any = None) -> ExportedProgram:
+        named = any(node.target in (table or {}) for node in exported.graph.nodes)
+        return take_apart(table) if named else exported
+
+    exported.run_decompositions = where_needed
+    return exported
+
+
+def _to_onnx(exported: ExportedProgram, program: Program, form: Form) -> Any:
+    made = torch.onnx.export(
+        exported,
+        dynamo=True,
+        verbose=False,
+        optimize=False,
+        opset_version=_BFLOAT16_OPSET if _has_bfloat16(program) else None,
+        custom_translation_table=translations(form),
+        input_names=list(program.inputs),
+        output_names=_outputs(program),
+    )
+    assert made is not None
+    return made.model
+
+
+def _has_bfloat16(program: Program) -> bool:
+    return any(tensor.dtype == torch.bfloat16 for tensor in program.module.parameters())
 
 
 def _dynamic_shapes(program: Program) -> tuple[dict[int, Any], ...]:
@@ -156,15 +182,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _finish(model: Any, program: Program) -> None:
-    """Our names for sizes, our facts in place of torch's (rule 3), and the proof that every sparse weight is there."""
+    """Our names for sizes, no facts of torch's (rule 3), and the proof that every sparse weight is there."""
     from onnx_ir.passes import common
 
     common.ClearMetadataAndDocStringPass()(model)
-    patterns = {site.name: str(site.pattern) for site in program.sites.sparse}
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
-    model.metadata_props["sparsec.version"] = __version__
-    model.metadata_props["sparsec.patterns"] = json.dumps(patterns, separators=(",", ":"))
     model.producer_name, model.producer_version = "sparsec", __version__
     names = [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
     if names != [*program.inputs, *_outputs(program)]:
@@ -189,6 +212,13 @@ def _name_sizes(model: Any, axes: dict[str, list[str]]) -> None:
                 names[found.value] = ours
     graph = model.graph
     for value in [*graph.inputs, *(out for node in graph.all_nodes() for out in node.outputs)]:
-        for i, size in enumerate(value.shape or ()):
-            if isinstance(size, onnx_ir.SymbolicDim) and size.value:
-                value.shape[i] = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size.value)
+        if value.shape is not None:  # a new one: some are shared, and frozen
+            value.shape = onnx_ir.Shape([_named(size, names) for size in value.shape])
+
+
+def _named(size: Any, names: dict[str, str]) -> Any:
+    import onnx_ir
+
+    if not isinstance(size, onnx_ir.SymbolicDim) or not size.value:
+        return size
+    return re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size.value)

@@ -12,9 +12,13 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx_models import a_layout, expected, packed_model
+from strategies import nm_patterns, vnm_patterns
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,14 +26,17 @@ from sparsec import ort
 from sparsec.backend import Check, CheckData
 from sparsec.backends.onnx import exporter
 from sparsec.backends.onnx.backend import OnnxBackend
-from sparsec.backends.onnx.packed import to_packed_onnx
+from sparsec.backends.onnx.functions import DOMAIN, WEIGHT, functions
+from sparsec.backends.onnx.packed import PackedWeight, table_names, to_packed_onnx, weight_attributes, why_dense
 from sparsec.errors import ArtifactError
-from sparsec.layout import SparseLayout, decompress, table_bytes
-from sparsec.pattern import NM, VNM, Pattern, Unstructured
+from sparsec.layout import SparseLayout, compress, decompress, table_bytes
+from sparsec.pattern import NM, VNM, Pattern, Strip, Unstructured
 from sparsec.pipeline import PassManager
 from sparsec.program import Program, write_graph
 from sparsec.tracing import trace
+from sparsec.view import WeightView
 
+ROUND = st.integers(4, 12)
 TARGETS = {"up.weight": "2:4", "down.weight": "64:2:5", "mix.weight": "unstructured:0.5", "words.weight": "1:4"}
 
 
@@ -119,16 +126,17 @@ def test_the_file_holds_tables_in_place_of_the_weights(exported: Exported) -> No
 
     assert {"up.weight_values", "up.weight_positions", "sparsec.offsets_4", "sparsec.zeros_6"} <= names
     assert {"down.weight_values", "down.weight_positions", "down.weight_columns"} <= names
-    assert {"mix.weight", "words.weight"} <= names  # they stay dense
-    assert not names & {"up.weight", "down.weight"}
-    assert ["NMLinear", "NMLinear"] == [node.op_type for node in model.graph.node if node.domain == "sparsec"]
+    assert "mix.weight" in names  # which has no tables
+    assert not names & {"up.weight", "down.weight", "words.weight"}
+    kinds = [node.op_type for node in model.graph.node if node.domain == "sparsec"]
+    assert ["NMLinear", "NMLinear", "NMWeight"] == sorted(kinds)
     assert "packed" == exported.facts["weights"]
 
 
 def test_verify_proves_a_good_folder(copy: Path, exported: Exported) -> None:
     checks = exported.verify(copy)
 
-    names = ["well formed", "patterns", "layers", "packed tables", "operator", "outputs in onnxruntime"]
+    names = ["well formed", "patterns", "layers", "packed tables", "operators", "outputs in onnxruntime"]
     names += ["outputs with sparsec's kernels"] * (ort.unavailable_reason() is None)
     assert names == list(checks)
     assert [check for check in checks.values() if not check.ok] == []
@@ -157,7 +165,8 @@ def test_plan_says_which_sites_run_sparse(exported: Exported, monkeypatch: pytes
     assert {"up.weight": True, "down.weight": True, "mix.weight": False, "words.weight": False} == {
         name: verdict.sparse for name, verdict in found.items()
     }
-    assert "only layers of N:M and V:N:M weights are packed" in found["mix.weight"].reason
+    assert "unstructured:0.5 has no packed form in ONNX" in found["mix.weight"].reason
+    assert found["words.weight"].reason.startswith("stored packed, and unpacked by the runtime")
 
     monkeypatch.setattr(ort, "unavailable_reason", lambda: "it was not built")
     (up,) = [verdict for verdict in OnnxBackend("packed").plan(exported.program) if verdict.site == "up.weight"]
@@ -191,11 +200,11 @@ def test_verify_names_a_damaged_table(
 
 def test_verify_refuses_another_function_of_the_same_name(copy: Path, exported: Exported) -> None:
     model = onnx.load(str(copy / "model.onnx"))
-    model.functions[0].node[-1].op_type = "Mul"
+    model.functions[1].node[-1].attribute[0].i = 0
     onnx.save(model, str(copy / "model.onnx"))
 
     checks = exported.verify(copy)
-    assert checks["operator"].detail == "the function sparsec::NMLinear does something else than sparsec's"
+    assert checks["operators"].detail == "the function sparsec::NMLinear does something else than sparsec's"
     assert not checks["outputs in onnxruntime"].ok
 
 
@@ -233,6 +242,51 @@ def test_another_runtime_gives_the_same_numbers(pattern: Pattern) -> None:
     torch.testing.assert_close(torch.from_numpy(found), expected(layout, x), rtol=1e-5, atol=1e-6)
 
 
+def unpacked(layout: SparseLayout) -> np.ndarray:
+    """What NMWeight gives, in onnxruntime."""
+    names = table_names("w", layout.pattern)
+    tables = [table.numpy() for table in layout.tensors().values()]
+    if isinstance(layout.pattern, NM):
+        tables.append(np.arange(layout.pattern.m, dtype=np.uint8).reshape(1, 1, 1, -1))
+    facts = weight_attributes(layout.pattern, layout.shape[2])
+    node = helper.make_node(WEIGHT, names, ["weight"], domain=DOMAIN, **facts)
+    graph = helper.make_graph(
+        [node], "weight", [], [helper.make_tensor_value_info("weight", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(*pair) for pair in zip(tables, names, strict=True)],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=functions(20), ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run(None, {})[0]
+    return found
+
+
+@hypothesis_settings(max_examples=25)
+@given(
+    pattern=st.one_of(nm_patterns(64), vnm_patterns(20, 32), st.builds(Strip, st.integers(1, 9), st.just(2), ROUND)),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 70)),
+)
+def test_several_matrices_of_any_pattern_unpack_to_the_same_bits(pattern: Pattern, shape: tuple[int, int, int]) -> None:
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    layout = compress(weight, pattern, pattern.project(weight.abs()))
+
+    assert np.array_equal(decompress(layout).flatten(0, 1).numpy(), unpacked(layout))
+
+
+def test_nothing_is_unpacked_any_more_once_a_file_is_loaded(exported: Exported, tmp_path: Path) -> None:
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(exported.folder / "model.onnx", settings, providers=["CPUExecutionProvider"])
+
+    left = onnx.load(str(tmp_path / "optimized.onnx"))
+    kinds = [node.op_type for node in left.graph.node]
+    assert 0 == len(left.functions)
+    assert {"NMLinear", "NMWeight", "ScatterElements", "Div", "Mod", "Cast"} & set(kinds) == set()
+    matrices = sum(len(tensor.dims) > 1 for tensor in left.graph.initializer)
+    assert 4 == matrices  # the embedding that is also the head, and three layers: no table
+
+
 def gemm_model(layout: SparseLayout, op: str = "Gemm", name: str = "w", **settings: Any) -> Any:
     weight = decompress(layout)[0]
     x = onnx_ir.Value(name="x", shape=onnx_ir.Shape(["tokens", 9]), type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT))
@@ -245,36 +299,53 @@ def gemm_model(layout: SparseLayout, op: str = "Gemm", name: str = "w", **settin
     )
 
 
+def packed(layout: SparseLayout, axes: tuple[int, ...] = (0, 1)) -> PackedWeight:
+    return PackedWeight(layout, WeightView(axes, tuple(layout.shape[1:][axis] for axis in axes)))
+
+
 @pytest.mark.parametrize(
-    ("op", "settings", "pattern", "reason"),
+    ("op", "settings", "pattern", "expected"),
     [
-        ("Gemm", {"transB": 1}, NM(2, 4), None),
-        ("Gemm", {"transB": 1, "alpha": 2.0}, NM(2, 4), "its Gemm does more than x W^T + bias"),
-        ("Gemm", {}, NM(2, 4), "its Gemm does more than x W^T + bias"),
-        ("MatMul", {}, NM(2, 4), "MatMul reads it, not as the weight of a Gemm"),
-        ("Gemm", {"transB": 1}, Unstructured(0.5), "unstructured:0.5 has no packed operator"),
+        ("Gemm", {"transB": 1}, NM(2, 4), ["NMLinear"]),
+        ("Gemm", {"transB": 1, "alpha": 2.0}, NM(2, 4), ["NMWeight", "Gemm"]),
+        ("Gemm", {"transB": 1}, Strip(4, 2, 5), ["NMWeight", "Gemm"]),
+        ("Gemm", {}, NM(2, 4), ["NMWeight", "Gemm"]),
     ],
 )
-def test_what_cannot_be_packed_stays_dense_with_a_reason(
-    op: str, settings: dict[str, Any], pattern: Pattern, reason: str | None
+def test_what_is_no_plain_product_of_a_kernel_reads_an_unpacked_weight(
+    op: str, settings: dict[str, Any], pattern: Pattern, expected: list[str]
 ) -> None:
     layout = a_layout(pattern, 6, 9)
     model = gemm_model(layout, op, **settings)
-    dense = to_packed_onnx(model, {"w": layout})
+    linear = to_packed_onnx(model, {"w": packed(layout)})
 
-    nodes = [node.op_type for node in model.graph]
-    if reason is None:
-        assert ({}, ["NMLinear"], 1) == (dense, nodes, len(model.functions))
-        return
-    assert ([op], 0) == (nodes, len(model.functions))
-    assert {"w": reason} == dense
+    assert expected == [node.op_type for node in model.graph]
+    assert linear == ({"w"} if expected == ["NMLinear"] else set())
+    assert len(model.functions) == 2
 
 
-def test_a_layer_that_the_export_took_apart_is_an_error(exported: Exported) -> None:
-    apart = gemm_model(a_layout(NM(2, 4), 6, 9), "MatMul", "up.weight")
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        (Unstructured(0.5), "unstructured:0.5 has no packed form in ONNX: only N:M, V:N:M and strips have"),
+        (VNM(1, 2, 4), "its tables name more than 2147483648 columns"),
+        (VNM(64, 2, 4), None),
+        (Strip(64, 2, 5), None),
+    ],
+)
+def test_what_has_no_tables_stays_dense_with_a_reason(pattern: Pattern, reason: str | None) -> None:
+    found = why_dense(pattern, (64, 14336, 4096))
 
-    with pytest.raises(ArtifactError, match=r"up\.weight cannot be packed: MatMul reads it.*; please report the model"):
-        exporter._pack(apart, exported.program, [exported.program.sites["up.weight"]])
+    assert found is None if reason is None else found is not None and found.startswith(reason)
+
+
+def test_a_layer_that_the_export_took_apart_is_an_error(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "why_not_linear", lambda *_: None)
+
+    with pytest.raises(ArtifactError, match=r"words\.weight: the ONNX export took this layer apart.*; please report"):
+        exporter.export(exported.program.clone(), tmp_path / "model.onnx")
 
 
 @pytest.mark.slow
