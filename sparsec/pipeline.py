@@ -128,6 +128,7 @@ class Pass:
         return self.name + (f"{{{', '.join(options)}}}" if options else "")
 
 
+_ADVISED = 2  # passes named where one of several would help
 Watcher = Callable[[Pass, Program], None]
 """Looks at a program before or after a pass; must not change it."""
 
@@ -227,7 +228,7 @@ class PassManager:
         if later := next((one.name for one in self.passes[step + 1 :] if fact in one.establishes), None):
             return f"{fact} is established by {later}: put {later} before {name}"
         if makers := passes_that_establish(fact):
-            return f"{fact} is established by {' or '.join(makers)}: add it before {name}"
+            return f"{fact} is established by {' or '.join(makers[:_ADVISED])}: add it before {name}"
         return f"no pass establishes {fact}: start from a program that is {fact}"
 
     def __str__(self) -> str:

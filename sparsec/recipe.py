@@ -234,13 +234,17 @@ def _name_and_options(text: str, what: str) -> tuple[str, dict[str, str]]:
 
 
 def passes_that_establish(fact: str) -> list[str]:
-    """The names of the passes that make a program `fact`; one that cannot be loaded is left out."""
-    found = []
+    """The names of the passes that make a program `fact`, those that need most of it first.
+
+    One that cannot be loaded is left out.
+    """
+    found = {}
     for name in passes():
         with contextlib.suppress(UsageError):
-            if fact in pass_class(name).establishes:
-                found.append(name)
-    return found
+            cls = pass_class(name)
+            if fact in cls.establishes:
+                found[name] = len(cls.requires - {"traced"})
+    return sorted(found, key=lambda name: -found[name])
 
 
 def _explain(error: pydantic.ValidationError) -> str:

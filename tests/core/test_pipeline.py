@@ -126,7 +126,7 @@ def test_a_wrong_order_is_refused_before_any_work(program: Program) -> None:
         (
             "mask{pattern=2:4} | lower",
             "pass lower (after mask{pattern=2:4}) requires a program that is frozen; here it would be "
-            "masked, selected, traced; frozen is established by oneshot or freeze: add it before lower",
+            "masked, selected, traced; frozen is established by freeze or oneshot: add it before lower",
         ),
         (
             "mask{pattern=2:4} | freeze | freeze",

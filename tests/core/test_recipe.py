@@ -147,7 +147,7 @@ def test_an_unknown_pass_gets_the_nearest_name(name: str, near: str) -> None:
 
 
 def test_an_unknown_pass_that_is_near_nothing_gets_the_list() -> None:
-    with pytest.raises(RecipeError, match="unknown pass 'quantize'; there are choose-vm, mask, oneshot, freeze, lower"):
+    with pytest.raises(RecipeError, match="unknown pass 'quantize'; there are choose-vm, mask, oneshot, fixed-mask, admm, sr-ste, gradual, freeze, lower"):
         parse_passes("quantize")
 
 
@@ -372,15 +372,16 @@ def test_the_yaml_is_plain() -> None:
 
 
 def test_a_backend_takes_options_as_a_pass_does() -> None:
-    assert "dense" == make_backend("onnx").weights  # type: ignore[attr-defined]
-    assert "packed" == make_backend("onnx{ weights = packed }").weights  # type: ignore[attr-defined]
+    assert "packed" == make_backend("onnx").weights  # type: ignore[attr-defined]
+    assert "dense" == make_backend("onnx{ weights = dense }").weights  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("onnx{weights=pakced}", "weights: Input should be 'dense' or 'packed'; found 'pakced'"),
-        ("onnx{zeros=1}", "there is no option 'zeros' (its options: weights)"),
+        ("onnx{weights=pakced}", "weights: Input should be 'packed' or 'dense'; found 'pakced'"),
+        ("onnx{zeros=1}", "there is no option 'zeros' (its options: weights, form)"),
+        ("onnx{form=matmul}", "form=matmul is for dense weights, which weights=packed has not; add weights=dense"),
         ("kernel{fast=1}", "there is no option 'fast' (its options: none)"),
         ("onnx{", "backend text 'onnx{'"),
         ("onnx}", "expected the end after onnx"),
@@ -396,5 +397,7 @@ def test_onnx_weights_is_shorthand_for_the_option_of_the_backend() -> None:
     made = recipe_of("m", "2:4", *[None] * 2, False, *[None] * 4, "kernel,onnx", None, onnx_weights="packed")  # type: ignore[arg-type]
 
     assert ("kernel", "onnx{weights=packed}") == made.backends
+    other = recipe_of("m", "2:4", *[None] * 2, False, *[None] * 4, "onnx{form=matmul}", None, onnx_weights="dense")  # type: ignore[arg-type]
+    assert ("onnx{weights=dense, form=matmul}",) == other.backends
     with pytest.raises(UsageError, match="add --backend kernel,onnx"):
         recipe_of("m", "2:4", *[None] * 2, False, *[None] * 4, "kernel", None, onnx_weights="packed")  # type: ignore[arg-type]

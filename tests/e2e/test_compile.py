@@ -246,7 +246,7 @@ def test_inspect_finds_patterns_in_artifacts_checkpoints_and_onnx_files(
     checkpoint = json.loads(run("inspect", str(folder), "--json", cwd=tmp_path).stdout)
     assert {weight["pattern"] for weight in checkpoint["weights"]} == {None}
     onnx = json.loads(run("inspect", str(artifact / "model.onnx"), "--json", cwd=tmp_path).stdout)
-    assert "2:5" in {weight["pattern"] for weight in onnx["weights"]}
+    assert "16:2:5" in {weight["pattern"] for weight in onnx["weights"]}
     assert run("verify", str(artifact / "model.onnx"), "--pattern", "16:2:5", cwd=tmp_path).returncode == 0
     assert run("verify", str(artifact / "model.onnx"), "--pattern", "1:4", cwd=tmp_path).returncode == 1
 
@@ -347,5 +347,5 @@ def test_a_backend_refuses_values_it_cannot_store(folder: Path, tmp_path: Path) 
     done = run("compile", str(folder), "--pattern", "2:4", "--values", "int8", "--backend", "kernel,onnx", cwd=tmp_path)
 
     assert done.returncode == 2
-    assert "backend onnx stores fp32 weights, found --values int8" in done.stderr
+    assert "backend onnx stores fp32 or bf16 weights, found --values int8" in done.stderr
     assert os.listdir(tmp_path) == []

@@ -242,6 +242,8 @@ def test_a_recipe_file_is_changed_by_also_and_by_nothing_else(tmp_path: Path) ->
         (("--pattern", "unstructured:0.7", "--also", "2:4"), "found unstructured:0.7 and 2:4"),
         (("--pattern", "64:2:5", "--also", "banana"), "pattern 'banana' cannot be read"),
         (("--pattern", "64:2:5", "--also", "64:2:8"), "found 64:2:5 and 64:2:8"),
+        (("--pattern", "64:2:5", "--also", "64:2:5"), "found 64:2:5 and 64:2:5"),
+        (("--pattern", "2:4", "--also", "dense"), "found 2:4 and dense"),
         (("--passes", "mask{pattern=2:5} | freeze", "--also", "2:4"), "found none of them"),
     ],
 )

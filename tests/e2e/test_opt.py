@@ -167,7 +167,7 @@ def test_a_dump_at_a_pass_that_is_not_run_is_refused(option: str) -> None:
 def test_an_impossible_order_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsec.opt.load_model", lambda *_: pytest.fail("the model was loaded"))
 
-    assert "frozen is established by oneshot or freeze: add it before lower" in refused(
+    assert "frozen is established by freeze or oneshot: add it before lower" in refused(
         f"{MASK} | lower", "--dump-before", "mask"
     )
     assert "put mask before freeze" in refused(f"{FREEZE} | {MASK}", program="/nowhere/at/all")

@@ -75,7 +75,7 @@ def test_explain_can_time_the_real_shapes_and_list_every_site(model: str) -> Non
 
 
 def test_a_backend_without_sparse_kernels_says_so_for_every_site(model: str) -> None:
-    found = as_json("explain", model, "--pattern", "2:4", "--tokens", "8", "--backend", "onnx")
+    found = as_json("explain", model, "--pattern", "2:4", "--tokens", "8", "--backend", "onnx{weights=dense}")
 
     assert [1.0] == [row["speed"] for row in found["whole"]]
     assert 12 == sum("onnxruntime has no kernel" in site["variants"]["2:4"]["reason"] for site in found["sites"])
