@@ -44,10 +44,10 @@ def explain(
     """Say what would become sparse and how much faster it would be, before anything is pruned or trained."""
     with reporting(as_json):
         from sparsec import explain as job
-        from sparsec import registry
+        from sparsec.recipe import make_backend
         from sparsec.shorthand import targets_of, token_counts, values_of
 
-        counts, stored, one = token_counts(tokens), values_of(values), registry.backend(backend)
+        counts, stored, one = token_counts(tokens), values_of(values), make_backend(backend)
         name, given, include = _model(model)
         targets = targets_of(pattern, layer, ignore)
         asked = {**given, **targets} if pattern or layer or given else {}
