@@ -142,8 +142,10 @@ def joined(text: str, also: str) -> str:
     >>> joined("64:2:5", "2:4"), joined("64:2:8", "2:4"), joined("dense", "2:4")
     ('64:2:5+2:4', '64:2:8', 'dense')
     """
-    pattern = Pattern.parse(text)
-    if pattern.density == 1 or pattern.implies(Pattern.parse(also)):
+    pattern, second = Pattern.parse(text), Pattern.parse(also)
+    if not isinstance(second, NM):
+        raise PatternError(f"pattern {also!r} cannot be added; expected N:M, such as 2:4; found {text} and {also}")
+    if pattern.density == 1 or pattern.implies(second):
         return text
     return str(both(f"{pattern}+{also}"))
 

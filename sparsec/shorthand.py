@@ -15,7 +15,7 @@ from sparsec.onnxrequest import is_onnx
 from sparsec.pattern import NM, VNM, Pattern
 from sparsec.recipe import DEFAULT_PASSES, WITH_DATA, Recipe, make_pass
 
-_NEEDS = {"tensorrt": "2:4"}
+_NEEDS = {"tensorrt": "2:4", "torch24": "2:4"}
 """What --pattern and --layer must imply for a backend to be of use; it is added where they do not."""
 _OUTSIDE_BRACES = re.compile(r",(?![^{]*\})")
 

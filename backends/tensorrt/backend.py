@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sparsec.backend import Backend, Check, CheckData, Emitted, Verdict
 from sparsec.backends.tensorrt import building, profiles
 from sparsec.backends.tensorrt.driver import Choice, Driver, Precision, Settings, choose, gpus
+from sparsec.backends.tensorrt.held import count
 from sparsec.backends.tensorrt.layers import NOT_BUILT, RTX_CANNOT_SAY, Row, summary, table, to_json
 from sparsec.backends.tensorrt.log import parse
 from sparsec.backends.tensorrt.network import TWO_OF_FOUR, Network, targets_of
@@ -125,12 +126,20 @@ class TensorRTBackend(Backend):
             "shapes": settings.shapes,
             "strip": self.strip,
             "layers": summary(rows),
+            "held": self._held(out, program, driver),
             "note": _note(driver, rows),
             "needs_trust": driver is not None,  # to load it, which the model card says
             "onnx": exported.data,
         }
         verdicts = _verdicts(rows) if driver and driver.name == "tensorrt" else ()
         return Emitted(exported.nbytes_sparse, sum(path.stat().st_size for path in out.iterdir()), facts, verdicts)
+
+    def _held(self, out: Path, program: Program, driver: Driver | None) -> int | None:
+        """How many sparse weights the engine's bytes show; verify must find as many. None: not to be seen."""
+        if driver is None or driver.name != "rtx" or self.strip:
+            return None
+        sparse = [target for target in targets_of(program) if target.pattern]
+        return count(out / ENGINE, Network(out / MODEL).weights(sparse))
 
     def _settings(self, driver: Driver | None, program: Program) -> Settings:
         sizes = profiles.ranges(profiles.read(self.sizes), program)
@@ -160,7 +169,7 @@ class TensorRTBackend(Backend):
 
 def read_table(folder: Path, program: Program, built: Any, precision: str) -> list[Row]:
     """The layer table of the files in `tensorrt/`."""
-    log = parse((folder / LOG).read_text() if (folder / LOG).is_file() else "")
+    log = parse((folder / LOG).read_text(errors="replace") if (folder / LOG).is_file() else "")
     return table(Network(folder / MODEL).products(targets_of(program)), log, built, precision)
 
 

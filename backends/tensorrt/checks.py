@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def verify(folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Che
         table_check(folder, network, targets, facts),
         engine_check(folder, network, sparse, facts),
     ]
-    return [*checks, *_judged(folder, sparse), *proof.check(folder)]
+    return [*checks, *_judged(folder, network, sparse), *proof.check(folder)]
 
 
 def _as_onnx(manifest: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def table_check(folder: Path, network: Network, targets: list[Target], facts: di
     name, log = "tensorrt: layer table", folder / LOG
     rows = table(
         network.products(targets),
-        parse(log.read_text() if log.is_file() else ""),
+        parse(log.read_text(errors="replace") if log.is_file() else ""),
         facts["driver"],
         facts["precision"],
     )
@@ -75,9 +76,11 @@ def engine_check(folder: Path, network: Network, sparse: list[Target], facts: di
     if not path.is_file() or path.stat().st_size != facts["nbytes_engine"]:
         return Check(name, False, f"expected {ENGINE} with {facts['nbytes_engine']} bytes, as it was built")
     built = f"{path.stat().st_size / 1e6:.1f} MB, built by {facts['driver']} {facts['version']}"
-    if facts["driver"] == "rtx" and not facts["strip"]:
+    if facts["held"] is not None:
         held = count(path, network.weights(sparse))
         built += f", holds {held} of {len(sparse)} sparse weights bit for bit"
+        if held != facts["held"]:
+            return Check(name, False, f"{built}; it held {facts['held']} when it was built")
     if facts["read_back"] is None:
         return Check(name, True, f"{built}; {facts['note']}; it was not loaded, for there was no GPU")
     if facts["read_back"]:
@@ -86,15 +89,16 @@ def engine_check(folder: Path, network: Network, sparse: list[Target], facts: di
     return Check(name, elsewhere, f"{built}; {facts['note']}; the GPU where it was built does not take it")
 
 
-def _judged(folder: Path, sparse: list[Target]) -> list[Check]:
+def _judged(folder: Path, network: Network, sparse: list[Target]) -> list[Check]:
     """A second opinion, where it is to be had in seconds."""
-    weights = sum(target.shape[0] * target.shape[1] * target.shape[2] for target in sparse)
-    if not judge.installed() or weights > JUDGED:
+    if not judge.installed() or sum(math.prod(target.shape) for target in sparse) > JUDGED:
+        return []
+    asked = sorted({product.target.name for product in network.products(sparse) if judge.can_judge(product)})
+    if not asked:
         return []
     try:
-        fault = judge.fault(judge.judge(folder / MODEL), (target.name for target in sparse if target.kind == "linear"))
+        fault = judge.fault(judge.judge(folder / MODEL), asked)
     except OSError as error:
         raise ArtifactError(f"polygraphy cannot be run: {error}") from error
-    return [
-        Check("tensorrt: polygraphy", fault is None, fault or "polygraphy inspect sparsity finds every one 2:4 too")
-    ]
+    words = f"polygraphy inspect sparsity finds {len(asked)} weights 2:4 too"
+    return [Check("tensorrt: polygraphy", fault is None, fault or words)]

@@ -19,6 +19,8 @@ _BESIDE = 16  # most weights whose rows lie beside each other
 
 def count(engine: Path, weights: Iterable[Tensor]) -> int:
     """How many of the weights, (outputs, inputs), it holds bit for bit."""
+    if not engine.stat().st_size:
+        return 0  # which mmap does not take
     with engine.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return sum(_lies(data, weight) or _lies(data, weight.T) for weight in weights)
 

@@ -33,7 +33,35 @@ def test_everything_is_proven_from_disk_without_running_the_engine(proven: dict[
 @needs_rtx
 @needs_judge
 def test_polygraphy_is_asked_where_it_answers_in_seconds(proven: dict[str, Check]) -> None:
-    assert "finds every one 2:4" in proven["tensorrt: polygraphy"].detail
+    assert "finds 2 weights 2:4 too" in proven["tensorrt: polygraphy"].detail
+
+
+@needs_judge
+@pytest.mark.parametrize(
+    ("width", "dtype", "judged"), [(66, torch.float32, 1), (64, torch.bfloat16, 0), (64, torch.float16, 2)]
+)
+def test_weights_that_polygraphy_misreads_do_not_stop_a_compile(
+    tmp_path: Path, width: int, dtype: torch.dtype, judged: int
+) -> None:
+    layers = (
+        torch.nn.Linear(width, 32),
+        torch.nn.ReLU(),
+        torch.nn.Linear(32, 32),
+        torch.nn.Linear(32, 8),
+    )  # and a head
+    net = torch.nn.Sequential(*layers).to(dtype).eval()
+    artifact = sparsec.compile(
+        net,
+        [random(2, width).to(dtype)],
+        out=tmp_path / "net.sparsec",
+        pattern="2:4",
+        passes="mask | freeze",
+        backends=["tensorrt{driver=none}"],
+        options=sparsec.Options(measure_speed=False),
+    )
+
+    found = [check.detail for check in artifact.verify() if check.name == "tensorrt: polygraphy"]
+    assert ([f"polygraphy inspect sparsity finds {judged} weights 2:4 too"] if judged else []) == found
 
 
 @needs_rtx
@@ -65,6 +93,15 @@ def test_a_table_that_does_not_follow_from_file_and_log_is_found(
     found = checks.table_check(copy / FOLDER, network, targets_in(manifest), manifest["backends"][FOLDER])
     assert not found.ok
     assert "does not follow from" in found.detail
+
+
+@needs_rtx
+def test_a_log_that_is_no_text_is_found(copy: Path, artifact: sparsec.Artifact) -> None:
+    (copy / FOLDER / LOG).write_bytes(b"\xff\xfe")
+
+    network = Network(copy / FOLDER / MODEL)
+    facts = artifact.manifest["backends"][FOLDER]
+    assert not checks.table_check(copy / FOLDER, network, targets_in(artifact.manifest), facts).ok
 
 
 def engine_check(folder: Path, manifest: dict[str, Any], **changes: Any) -> Check:
@@ -116,7 +153,10 @@ def test_an_engine_with_another_weight_holds_fewer(copy: Path, artifact: sparsec
     row = numpy_helper.to_array(weight)[5].tobytes()
     path.write_bytes(path.read_bytes().replace(row, row[::-1]))
 
-    assert "holds 1 of 2" in engine_check(copy, artifact.manifest).detail
+    found = engine_check(copy, artifact.manifest)
+
+    assert not found.ok
+    assert "holds 1 of 2" in found.detail
 
 
 def test_weights_are_found_as_they_are_and_merged_with_others(tmp_path: Path) -> None:
@@ -128,5 +168,7 @@ def test_weights_are_found_as_they_are_and_merged_with_others(tmp_path: Path) ->
     assert 1 == held.count(file, [one, other])
     file.write_bytes(b"head" + merged.numpy().tobytes() + b"tail")
     assert 2 == held.count(file, [one, other])
+    file.write_bytes(b"")
+    assert 0 == held.count(file, [one])
     file.write_bytes(b"nothing of the kind")
     assert 0 == held.count(file, [one, torch.zeros(6, 4)])
