@@ -210,8 +210,7 @@ def _proven(folder: Path, manifest: dict[str, Any], dense: _Run, min_quality: fl
     """Measure, store check data, verify from disk and seal; returns the sealed manifest."""
     reason, check = dense.not_run, CheckData({}, {})
     if not reason:
-        module = registry.backend("onnx").load(folder, manifest)
-        outputs = [module(**one) for one in dense.samples]
+        outputs = _outputs(folder, manifest, dense.samples)
         check = CheckData(dense.samples[0], outputs[0])
         manifest["quality"] = _quality(dense, outputs, min_quality)
     elif min_quality is not None:
@@ -227,6 +226,12 @@ def _proven(folder: Path, manifest: dict[str, Any], dense: _Run, min_quality: fl
     manifest = store.seal(folder, FORMAT, manifest)
     store.read(folder, FORMAT)
     return manifest
+
+
+def _outputs(folder: Path, manifest: dict[str, Any], samples: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """What the written file gives. The session ends here: it holds the whole model, and verifying opens another."""
+    module = registry.backend("onnx").load(folder, manifest)
+    return [module(**one) for one in samples]
 
 
 def _quality(dense: _Run, outputs: Sequence[dict[str, Tensor]], min_quality: float | None) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 from sparsec import registry
 from sparsec.columns import Solver
 from sparsec.errors import PatternError, UsageError
+from sparsec.onnxfile.opened import SUFFIX
 from sparsec.pattern import Pattern
 from sparsec.recipe import WITHOUT_DATA, Recipe, parse_passes
 
-SUFFIX = ".onnx"
 BACKEND = "onnx{weights=dense}"
 _NEEDS_MODEL = "compile the PyTorch model that the file was made from, or leave it out"
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sparsec.onnxfile.scopes import Reader, Scope, attribute
+from sparsec.onnxfile.scopes import Reader, Scope
+from sparsec.view import WeightView
 
 _RESHAPES = frozenset(
     "Reshape Transpose Squeeze Unsqueeze Flatten Identity Cast QuantizeLinear DequantizeLinear".split()
@@ -19,12 +20,13 @@ _ENDS = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 _PRODUCTS = frozenset({"Gemm", "MatMul", "Conv"})
 
 
-def role(scope: Scope, node: Any, weight_at: int) -> str:
-    """The role of the layer that a node is, whose weight is input `weight_at`: one of EXCLUDED_ROLES, or `linear`."""
+def role(scope: Scope, node: Any, weight_at: int, view: WeightView) -> str:
+    """The role of the layer that a node is, whose weight is input `weight_at`, seen as `view`."""
     other = node.input[1 - weight_at]
     source = _back(scope, other)
     if node.op_type == "Conv":
-        return _convolution_role(scope, node, source)
+        depthwise = view.batch > 1 and view.parameter[1] == 1
+        return "depthwise" if depthwise else "patch embedding" if source in scope.inputs else "convolution"
     if _ends_in_output(scope, node.output[0]) and _after_a_layer(scope, other):
         return "head"
     following = [reader.node.op_type for reader in _forward(scope, node.output[0], frozenset())]
@@ -34,13 +36,6 @@ def role(scope: Scope, node: Any, weight_at: int) -> str:
     if "TopK" in [reader.node.op_type for reader in _forward(scope, node.output[0], _ENDS)]:
         return "router"
     return "linear"
-
-
-def _convolution_role(scope: Scope, node: Any, source: str) -> str:
-    weight = scope.constant(node.input[1])
-    if weight is not None and attribute(node, "group", 1) > 1 and weight.dims[1] == 1:
-        return "depthwise"
-    return "patch embedding" if source in scope.inputs else "convolution"
 
 
 def _forward(scope: Scope, name: str, through: frozenset[str]) -> Iterator[Reader]:

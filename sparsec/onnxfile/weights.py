@@ -38,7 +38,7 @@ _SMALL = ("float8", "float6", "float4", "int4", "uint4", "int2", "uint2")
 _INTEGER_PRODUCTS = frozenset(
     "MatMulInteger QLinearMatMul ConvInteger QLinearConv MatMulNBits MatMulIntegerToFloat QGemm".split()
 )
-_PREFIX = 4096  # bytes by which tensors are first told apart
+_PREFIX = 4096  # values by which tensors are first told apart
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _weight(scope: Scope, name: str, tensor: Any, uses: list[_Use]) -> Weight | 
         return Exclusion(name, "other", f"stored as {dtype}: sparsec prunes float and int8 weights")
     (first, route, view), nodes = multiplied[0], [use.reader.node for use in multiplied if use.reader]
     assert first is not None and view is not None
-    role = "tied embedding" if rest else roles.role(scope, first.node, first.at)
+    role = "tied embedding" if rest else roles.role(scope, first.node, first.at, view)
     users = tuple(dict.fromkeys(map(label, nodes)))
     return Weight(name, first.node.op_type, view.shape, dtype, users, role, Stored(tensor, route, view))
 

@@ -229,6 +229,26 @@ def test_a_file_that_small_inputs_do_not_fit_is_proven_in_structure_and_says_so(
         prune(path, options=sparsec.Options(force=True, min_quality=0.5))
 
 
+def test_a_size_that_is_a_sum_of_others_is_their_sum(tmp_path: Path) -> None:
+    past = helper.make_tensor_value_info("past", TensorProto.FLOAT, ["batch", "past", 8])
+    both = helper.make_tensor_value_info("both", TensorProto.FLOAT, ["batch", "past + new", 8])
+    nodes = [node("Concat", ["past", "x"], ["c"], axis=1), node("Add", ["c", "both"], ["d"])]
+    nodes += [node("MatMul", ["d", "w"], ["y"])]
+    path = a_file(tmp_path / "m.onnx", nodes, {"w": weight(8, 8)}, x=("batch", "new", 8), inputs=[past, both], rank=3)
+    artifact = prune(path)
+
+    stored = sparsec.store.load_tensors(artifact.root / "check.safetensors")
+    assert (2, 16, 8) == tuple(stored["input:both"].shape)
+
+
+def test_an_input_that_no_number_fits_is_named(tmp_path: Path) -> None:
+    text = helper.make_tensor_value_info("text", TensorProto.STRING, ["n"])
+    nodes = [node("MatMul", ["x", "w"], ["y"]), node("Identity", ["text"], ["same"])]
+    artifact = prune(a_file(tmp_path / "m.onnx", nodes, {"w": weight(8, 4)}, inputs=[text]))
+
+    assert "its input text is string[n]" in artifact.manifest["quality"]["words"]
+
+
 def test_outputs_that_differ_from_run_to_run_are_no_proof(tmp_path: Path) -> None:
     nodes = [node("RandomNormalLike", ["x"], ["r"]), node("MatMul", ["r", "w"], ["y"])]
     artifact = prune(a_file(tmp_path / "m.onnx", nodes, {"w": weight(8, 4)}))

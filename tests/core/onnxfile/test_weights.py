@@ -250,6 +250,25 @@ def test_the_last_layer_is_a_head_where_the_output_is_its_own(tmp_path: Path, en
     assert ["linear", role] == [one.role for one in found]
 
 
+def test_a_depthwise_convolution_a_router_and_a_pooler_have_their_roles(tmp_path: Path) -> None:
+    nodes = [
+        node("Relu", ["x"], ["r"]),
+        node("Conv", ["r", "deep"], ["c"], group=4),
+        node("Gather", ["c", "first"], ["g"], axis=2),
+        node("Gemm", ["g", "pool", "bias"], ["p"], transB=1),
+        node("Tanh", ["p"], ["t"]),
+        node("MatMul", ["t", "route"], ["m"]),
+        node("Softmax", ["m"], ["s"]),
+        node("TopK", ["s", "one"], ["y", "i"]),
+    ]
+    tensors = {"deep": weight(4, 1, 3), "pool": weight(4, 4), "bias": weight(4), "route": weight(4, 5)}
+    indices = {"first": np.array(0), "one": np.array([1])}
+    path = a_file(tmp_path / "m.onnx", nodes, tensors | indices, x=("b", 4, 9))
+    found = {one.name: one.role for one in survey(OnnxFile(path)).weights}
+
+    assert {"deep": "depthwise", "pool": "pooler", "route": "router"} == found
+
+
 def test_a_tied_embedding_is_a_weight_that_stays_dense_by_default(tmp_path: Path) -> None:
     nodes = [
         node("Gather", ["w", "i"], ["g"]),
