@@ -7,6 +7,10 @@ TABLE = {
     "choose-vm": "sparsec.passes.choose_vm:ChooseVM",
     "mask": "sparsec.passes.mask:Mask",
     "oneshot": "sparsec.passes.oneshot:Oneshot",
+    "fixed-mask": "sparsec.passes.fixed_mask:FixedMask",
+    "admm": "sparsec.passes.admm:Admm",
+    "sr-ste": "sparsec.passes.sr_ste:SrSte",
+    "gradual": "sparsec.passes.gradual:Gradual",
     "freeze": "sparsec.passes.freeze:Freeze",
     "lower": "sparsec.passes.lower:Lower",
 }

@@ -67,6 +67,8 @@ class Tools:
     vocabulary: int | None = None
     given: Calibration | None = None
     """Batches from Python: taken instead of anything that is asked for."""
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    """Objects from Python that options of passes name."""
 
 
 @dataclass

@@ -38,6 +38,14 @@ def test_every_native_source_is_built_and_every_header_is_known() -> None:
     assert found == named
 
 
+def test_cuda_sources_are_shipped_with_their_package() -> None:
+    shipped = PROJECT["tool"]["setuptools"]["package-data"]
+    for path in (ROOT / "backends").rglob("*.cu"):
+        package = ".".join(("sparsec", *path.parent.relative_to(ROOT).parts))
+
+        assert "*.cu" in shipped[package], path
+
+
 def test_the_native_library_needs_no_particular_processor() -> None:
     assert "-march" not in re.sub("#.*", "", (ROOT / "setup.py").read_text())
 
