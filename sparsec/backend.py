@@ -130,7 +130,7 @@ class Backend(ABC):
         return []
 
     def load_file(self, path: Path) -> Any:
-        """A callable like `load`'s, of a file in the backend's format that anybody wrote; only the onnx backend has it."""
+        """A callable like `load`'s, of a file in the backend's format by anybody; only the onnx backend has it."""
         raise UsageError(f"backend {self.name} runs no files but its own; ask for --backend onnx")
 
     def load_dense(self, folder: Path, manifest: dict[str, Any]) -> Any:

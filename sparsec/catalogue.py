@@ -12,7 +12,9 @@ from sparsec.layout import table_bytes
 from sparsec.pattern import Pattern
 from sparsec.pipeline import quote
 
-_PATTERNS = tuple("2:4 1:4 2:8 4:8 64:2:5 64:2:8 128:2:8 64:2:16 64:2:8@strip 64:2:5+2:4 unstructured:0.7 dense".split())
+_NM = "2:4", "1:4", "2:8", "4:8"
+_VNM = "64:2:5", "64:2:8", "128:2:8", "64:2:16", "64:2:8@strip", "64:2:5+2:4"
+_PATTERNS = (*_NM, *_VNM, "unstructured:0.7", "dense")
 
 
 def passes() -> list[dict[str, str]]:

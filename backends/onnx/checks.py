@@ -26,7 +26,7 @@ def verify(folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Che
     try:
         weights = Weights(path)
     except Exception as error:  # protobuf, onnx's checker and the file system share no base class
-        return [Check("onnx: well formed", False, first_line(error))]
+        return [Check("onnx: well formed", False, f"{first_line(error)}; copy the whole folder, or compile it again")]
     sites = [site for site in manifest["sites"] if site["pattern"]]
     checks = [
         Check("onnx: well formed", True, f"{path.name} passes the full ONNX checker"),

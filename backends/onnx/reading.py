@@ -31,14 +31,33 @@ class Weights:
     def __init__(self, path: Path) -> None:
         import onnx
 
-        onnx.checker.check_model(str(path), full_check=True)
         model = onnx.load(str(path), load_external_data=False)
         self._folder = path.parent
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._check_second_file(path)
+        onnx.checker.check_model(str(path), full_check=True)
         self._nodes = list(model.graph.node)
         self._makers = {name: node for node in self._nodes for name in node.output}
         self._functions = list(model.functions)
         self._opset = next(entry.version for entry in model.opset_import if not entry.domain)
+
+    def _check_second_file(self, path: Path) -> None:
+        """Raise ArtifactError unless all weights that the file keeps elsewhere are there."""
+        second = self._folder / DATA
+        held = second.stat().st_size if second.is_file() else 0
+        for tensor in self._tensors.values():
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            if not entries:
+                continue
+            if entries.get("location") != DATA:
+                where = entries.get("location")
+                raise ArtifactError(f"{tensor.name}: its values are expected in {DATA}, found {where}")
+            end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+            if end > held:
+                found = f"{held} bytes" if second.is_file() else "no such file"
+                raise ArtifactError(
+                    f"{path.name} keeps {tensor.name} in bytes up to {end} of {DATA}, found {found}; copy both files"
+                )
 
     @property
     def packed(self) -> bool:
@@ -92,8 +111,6 @@ class Weights:
         tensor = self._tensors.get(name)
         if tensor is None:
             raise ArtifactError(f"the file has no initializer {name}")
-        if any(entry.key == "location" and entry.value != DATA for entry in tensor.external_data):
-            raise ArtifactError(f"its values are expected in {DATA}, found another file")
         array = onnx.numpy_helper.to_array(tensor, base_dir=str(self._folder))
         if tensor.data_type == onnx.TensorProto.BFLOAT16:  # numpy's type for it is not torch's
             return torch.from_numpy(array.view("uint16").copy()).view(torch.bfloat16)

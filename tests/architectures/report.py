@@ -22,7 +22,9 @@ size 32, two layers, of the classes of transformers {version}; torch {torch}. Fo
 - every matrix is a site (something that may be sparse) or listed with its reason (*dense*);
 - after `mask | freeze`, with 2:4 and with 16:2:8, outputs equal those of the model with the same weights written in;
 - after `lower`, saved and loaded by a process without transformers, outputs differ by what the last columns say,
-  relative to the largest. Those marked bf16 were also cast to bfloat16 before they were traced.
+  relative to the largest. Those marked bf16 were also cast to bfloat16 before they were traced;
+- written as model.onnx with 16:2:8, packed and dense, and run by onnxruntime {onnxruntime} at two sizes, outputs differ
+  by what the two columns say.
 
 Exactness is against the model without a key-value cache: a cache is a copy of the keys, and some models then sum in
 another order. Caches and other outputs that are no tensors are not part of a graph.
@@ -51,20 +53,24 @@ def tracing_ratio(rows: Rows) -> float:
 
 
 def write_docs(rows: Rows, refused: dict[str, str]) -> None:
+    import onnxruntime
     import torch
     import transformers
 
-    lines = [INTRODUCTION.format(version=transformers.__version__, torch=torch.__version__.split("+")[0])]
+    versions = {"version": transformers.__version__, "torch": torch.__version__.split("+")[0]}
+    lines = [INTRODUCTION.format(**versions, onnxruntime=onnxruntime.__version__)]
     lines.append(f"Tracing took {tracing_ratio(rows):.1f} times as long as torch.export alone, over all of them.\n")
     lines.append(
-        "| architecture | class | parameters | sites | dense, by role | varies | set to 0 | 2:4 | 16:2:8 | bf16 |"
+        "| architecture | class | parameters | sites | dense, by role | varies | set to 0 | 2:4 | 16:2:8 | bf16 "
+        "| ONNX packed | ONNX dense |"
     )
-    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    lines.append("|---" * 12 + "|")
     for name, row in rows.items():
         cells = [
             name, f"`{row['class']}`", f"{row['parameters']:,}", _counts(row["sites"]), _counts(row["dense"]),
             ", ".join(row["sizes"]) or "nothing", ", ".join(sorted({s.split('.')[-1] for s in row["set_to_zero"]})),
             *(_error(row[column]) if column in row else "" for column in ("2:4", "16:2:8", "bf16")),
+            *(_error(row["onnx"][weights]) for weights in ("packed", "dense")),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("\n## Refused\n")

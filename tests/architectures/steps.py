@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from zoo import Case
 
 from sparsec import Program, modes, operators, sizes, trace
+from sparsec.backends.onnx.backend import Weights
+from sparsec.backends.onnx.exporter import export
+from sparsec.backends.onnx.session import OnnxModule
 from sparsec.pipeline import PassManager
 
 Outputs = dict[str, Tensor]
 MASKED = 1e-6  # the same operators on the same masked weights: at most a few last bits
 LOWERED = 1e-5  # packed weights are unpacked exactly; sums of up to 128 products may be reordered
 GRADIENT = 1e-5  # sums over a batch may be reordered
+ONNX = 1e-5  # onnxruntime fuses operators and sums in another order
 BF16 = 2e-2  # 8 bits of mantissa, a few roundings in a row
 
 
@@ -210,6 +214,18 @@ def lowered(frozen: Program) -> Program:
     packed = [node.target for node in program.module.graph.nodes if "sparsec.nm_" in str(node.target)]
     assert len(packed) >= len(program.sites.sparse) > 0
     return program
+
+
+def as_onnx(case: Case, frozen: Program, weights: Weights, folder: Path) -> float:
+    """The largest difference of the frozen program in onnxruntime, at two sizes."""
+    folder.mkdir()
+    export(frozen.clone(), folder / "model.onnx", weights)
+    session, worst = OnnxModule(folder / "model.onnx"), 0.0
+    for inputs in (case.inputs, case.other_inputs()):
+        with torch.no_grad():
+            expected = frozen(**inputs)
+        worst = max(worst, difference(expected, session(**inputs)))
+    return worst
 
 
 def used_operators(program: Program) -> list[str]:

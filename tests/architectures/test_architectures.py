@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from architectures import report, steps
 from zoo import NOT_TRACEABLE, ZOO
 
 from sparsec import trace
+from sparsec.backends.onnx.backend import Weights
 from sparsec.errors import TraceError
 
 FAST = frozenset(
@@ -116,6 +117,19 @@ def test_architecture_in_bfloat16(
     finish(rows, request)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRACEABLE)
+def test_architecture_in_onnxruntime(name: str, tmp_path: Path, rows: Path, request: pytest.FixtureRequest) -> None:
+    case = ZOO[name]()
+    program = trace(case.model, case.inputs, case.dynamic, case.limits)
+    frozen, _ = steps.pruned(case, program, "16:2:8")
+    found = {weights: steps.as_onnx(case, frozen, weights, tmp_path / weights) for weights in get_args(Weights)}
+
+    assert max(found.values()) <= steps.ONNX
+    (rows / f"{name}.onnx").write_text(json.dumps(found))
+    finish(rows, request)
+
+
 @pytest.mark.parametrize("name", sorted(NOT_TRACEABLE))
 def test_what_cannot_be_traced_is_refused_with_the_module_and_the_line(name: str) -> None:
     assert "longformer.encoder.layer.0.attention.self" in refusal(name)
@@ -141,10 +155,11 @@ def finish(folder: Path, request: pytest.FixtureRequest) -> None:
         return
     if UPDATE:
         report.write_expected(rows)
-    if len(names) < len(TRACEABLE) or not all((folder / f"{name}.bf16").exists() for name in BF16):
+    others = [*((name, "bf16") for name in BF16), *((name, "onnx") for name in TRACEABLE)]
+    if len(names) < len(TRACEABLE) or not all((folder / f"{name}.{what}").exists() for name, what in others):
         return
-    for name in BF16:
-        rows[name]["bf16"] = json.loads((folder / f"{name}.bf16").read_text())
+    for name, what in others:
+        rows[name][what] = json.loads((folder / f"{name}.{what}").read_text())
     report.write_docs({name: rows[name] for name in names}, {name: refusal(name) for name in sorted(NOT_TRACEABLE)})
     ratio = report.tracing_ratio(rows)
     assert ratio <= TRACING, f"tracing took {ratio:.2f} times torch.export alone"

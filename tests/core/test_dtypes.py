@@ -128,7 +128,6 @@ def test_a_module_is_traced_as_it_is_so_dtype_is_refused(tmp_path: Path) -> None
     ("changes", "words"),
     [
         ({"values": "int8"}, "--values int8 rounds the sparse weights of a float32 model"),
-        ({"backends": ["kernel", "onnx"]}, "backend onnx cannot write this model: .* is bfloat16"),
     ],
 )
 def test_what_cannot_go_with_a_dtype_is_refused_before_any_pass(

@@ -54,16 +54,25 @@ def agrees(layout: SparseLayout, session: onnxruntime.InferenceSession, x: torch
     pattern=st.one_of(nm_patterns(32), vnm_patterns(20, 32)),
     rows=st.integers(1, 40),
     cols=st.integers(1, 70),
-    lead=st.lists(st.integers(0, 3), min_size=0, max_size=3),
+    tokens=st.integers(0, 9),
     seed=st.integers(0, 99),
 )
 def test_one_file_gives_the_same_numbers_with_and_without_the_library(
-    pattern: Pattern, rows: int, cols: int, lead: list[int], seed: int
+    pattern: Pattern, rows: int, cols: int, tokens: int, seed: int
 ) -> None:
-    layout, x = a_layout(pattern, rows, cols, seed), torch.randn(*lead, cols)
-    content = packed_model(layout, [f"size{i}" for i in range(len(lead))])
+    layout, x = a_layout(pattern, rows, cols, seed), torch.randn(tokens, cols)
+    content = packed_model(layout)
 
     assert agrees(layout, plain_session(content), x)
+    assert agrees(layout, ort.session(content, options()), x)
+
+
+@needs_library
+@pytest.mark.parametrize("lead", [(), (2, 3), (2, 0), (2, 1, 3)])
+def test_the_library_takes_any_number_of_leading_axes(lead: tuple[int, ...]) -> None:
+    layout, x = a_layout(NM(2, 4), 6, 9), torch.randn(*lead, 9)
+    content = packed_model(layout, [f"size{i}" for i in range(len(lead))])
+
     assert agrees(layout, ort.session(content, options()), x)
 
 
@@ -168,6 +177,7 @@ NM_LAYOUT = a_layout(NM(3, 5), 9, 12)  # the last group has 2 columns for 3 slot
         (VNM_LAYOUT, {"values": with_value(VNM_LAYOUT, (0, 1, 1, 0), np.nan)}, "up: the values must be finite"),
         (NM_LAYOUT, {"values": with_value(NM_LAYOUT, (0, 4, 2, 2), 1.0)}, "up: a padding slot holds a value other"),
         (NM_LAYOUT, {"positions": NM_LAYOUT.positions.numpy() | 255}, "up: a position or column is out of range"),
+        (NM_LAYOUT, {"values": np.zeros((1, 9, 3, 3), np.int8)}, "up: values must be float or bfloat16, found element"),
         (NM_LAYOUT, {"columns": np.zeros((1, 1, 1, 5), np.uint8)}, "up: columns of an N:M weight must be the offsets"),
         (
             NM_LAYOUT,

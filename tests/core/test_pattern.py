@@ -53,7 +53,11 @@ def top(values: list[float], count: int) -> list[int]:
 
 @given(
     pattern=st.one_of(
-        nm_patterns(256), vnm_patterns(300, 256), strip_patterns(300, 256), unstructured_patterns(), st.just(Dense()),
+        nm_patterns(256),
+        vnm_patterns(300, 256),
+        strip_patterns(300, 256),
+        unstructured_patterns(),
+        st.just(Dense()),
         intersections(64),
     )
 )

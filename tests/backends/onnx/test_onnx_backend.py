@@ -270,11 +270,39 @@ def test_the_same_program_gives_the_same_bytes(exported: Exported, tmp_path: Pat
     assert (exported.folder / "model.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
 
 
-def test_large_weights_go_to_a_second_file(exported: Exported, tmp_path: Path) -> None:
-    exporter.export(exported.program.clone(), tmp_path / "model.onnx", "dense", inline_limit=100)
+@pytest.fixture(scope="module")
+def large() -> Program:
+    """Of 3840 bytes: tensors below 256 bytes always stay in the first file."""
+    return frozen(nn.Linear(40, 24), {"input": torch.randn(2, 40)}, {"weight": "64:2:5"})
+
+
+@pytest.mark.parametrize("weights", ["packed", "dense"])
+def test_large_weights_go_to_a_second_file(large: Program, tmp_path: Path, weights: Weights) -> None:
+    exporter.export(large.clone(), tmp_path / "model.onnx", weights, inline_limit=100)
+    in_second = {
+        tensor.name
+        for tensor in onnx.load(str(tmp_path / "model.onnx"), load_external_data=False).graph.initializer
+        if tensor.external_data
+    }
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-    assert all(check.ok for check in verify(tmp_path, exported).values())
+    assert {"weight_values" if weights == "packed" else "weight"} <= in_second
+    checks = OnnxBackend().verify(tmp_path, manifest_of(large), check_data(large))
+    assert [check for check in checks if not check.ok] == []
+
+
+@pytest.mark.parametrize("kept", [0, 200])
+def test_a_second_file_that_is_missing_or_cut_off_is_named(large: Program, tmp_path: Path, kept: int) -> None:
+    exporter.export(large.clone(), tmp_path / "model.onnx", "dense", inline_limit=100)
+    second = tmp_path / "model.onnx.data"
+    second.write_bytes(second.read_bytes()[:kept])
+    if not kept:
+        second.unlink()
+
+    (check,) = DENSE.verify(tmp_path, manifest_of(large), check_data(large))
+    assert not check.ok
+    assert re.search(rf"in bytes up to \d+ of {second.name}, found {f'{kept} bytes' if kept else 'no'}", check.detail)
+    assert "copy" in check.detail
 
 
 class Mix(nn.Module):
@@ -400,9 +428,7 @@ def test_a_child_that_dies_leaves_nothing_and_says_what_to_do(
     dead = subprocess.CompletedProcess([], -9, stdout="", stderr="")
     monkeypatch.setattr(child.subprocess, "run", lambda *_, **__: dead)
 
-    with pytest.raises(
-        ArtifactError, match=r"the ONNX export was ended by signal 9, .*; close other programs"
-    ):
+    with pytest.raises(ArtifactError, match=r"the ONNX export was ended by signal 9, .*; close other programs"):
         DENSE.emit(exported.program, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -152,13 +152,6 @@ def test_other_sizes_give_the_same_outputs(exported: Exported) -> None:
             torch.testing.assert_close(found, wanted[name], rtol=1e-5, atol=1e-6)
 
 
-def test_large_tables_go_to_a_second_file_and_the_rest_is_the_same(exported: Exported, tmp_path: Path) -> None:
-    exporter.export(exported.program.clone(), tmp_path / "model.onnx", "packed", inline_limit=100)
-
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-    assert all(check.ok for check in exported.verify(tmp_path).values())
-
-
 def test_plan_says_which_sites_run_sparse(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "unavailable_reason", lambda: None)
     found = {verdict.site: verdict for verdict in OnnxBackend("packed").plan(exported.program)}
