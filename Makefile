@@ -30,6 +30,9 @@ test-all: $(VENV)/.installed-rtx  ## every test, and the benches with their boun
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_cpu_int8.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_explain.py
 	$(BIN)/python tests/bench/bench_compile.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_ort.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_onnx_load.py
+	$(BIN)/python tests/bench/bench_onnx_export.py
 	$(BIN)/python tests/bench/bench_oneshot_quality.py --quick
 
 bench-peers: $(VENV)/.installed-dev  ## one-shot pruning against llm-compressor, modelopt and onnxsim: half an hour, network

@@ -1,15 +1,17 @@
 """How long onnxruntime takes to load one packed layer, by the form of NMWeight: python tests/bench/bench_onnx_load.py
 
 A layer of 3072 x 768 as a file of its own; thread CPU seconds of making a session on one thread, which unpacks and
-folds the weight; in turns, the fastest of each. `dense` is the same layer as a plain Gemm, `sparsec` the packed file
-with sparsec's library, which packs the tables for its kernels instead. Exit 1 when another form is clearly faster
-over all patterns than the one that functions.py has, or when that takes more than 0.05 s more than dense for 64:2:5.
+folds the weight; in turns of changing order, the fastest of each. `dense` is the same layer as a plain Gemm, `sparsec`
+the packed file with sparsec's library, which packs the tables for its kernels instead. Exit 1 when another form is
+clearly faster over all patterns than the one that functions.py has, or when that takes more than 0.05 s more than dense
+for 64:2:5.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import sys
 import time
@@ -129,9 +131,10 @@ def measured(pattern: str, rounds: int) -> dict[str, float]:
     found = [load(*files[name])[1].run(None, {"x": x})[0] for name in FORMS]
     assert all(np.array_equal(found[0], other) for other in found)
     seconds: dict[str, list[float]] = {name: [] for name in files}
-    for _ in range(rounds):
-        for name, one in files.items():
-            seconds[name].append(load(*one)[0])
+    names = list(files)
+    for turn in range(rounds):
+        for name in random.Random(turn).sample(names, len(names)):  # what ran before leaves memory behind, or none
+            seconds[name].append(load(*files[name])[0])
     return {name: min(all_) for name, all_ in seconds.items()}
 
 
