@@ -150,6 +150,16 @@ def joined(text: str, also: str) -> str:
     return str(both(f"{pattern}+{also}"))
 
 
+def towards_2_4(pattern: Pattern) -> str:
+    """What to do where a pattern does not imply 2:4, the only one that NVIDIA's own kernels know.
+
+    >>> towards_2_4(Pattern.parse("64:2:5")), towards_2_4(Pattern.parse("64:2:5@strip"))
+    ('add --also 2:4, or choose 2:4 or 64:2:8', 'choose 2:4 or 64:2:8')
+    """
+    joins = "add --also 2:4, or " if isinstance(pattern, (NM, VNM)) else ""
+    return f"{joins}choose 2:4 or 64:2:8"
+
+
 def _best(score: Tensor, first: tuple[int, int], second: tuple[int, int]) -> Tensor:
     """Which scores (rows, cols) to keep, bool: at most n of every m columns, for both (n, m); below 0, never.
 

@@ -16,6 +16,7 @@ from sparsec.backends.tensorrt.log import parse
 from sparsec.backends.tensorrt.network import TWO_OF_FOUR, Network, targets_of
 from sparsec.backends.tensorrt.script import script
 from sparsec.errors import RecipeError, UsageError
+from sparsec.intersection import towards_2_4
 from sparsec.recipe import make_backend
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ class TensorRTBackend(Backend):
         for site in program.sites.sparse:
             if site.pattern is not None and not site.pattern.implies(TWO_OF_FOUR):
                 return (
-                    f"{site.name}: TensorRT accelerates only 2:4, found {site.pattern}; "
-                    "add --also 2:4 or choose 64:2:8, or leave the site dense with --ignore"
+                    f"{site.name}: TensorRT accelerates only 2:4, found {site.pattern}; {towards_2_4(site.pattern)}, "
+                    "or leave the site dense with --ignore"
                 )
         return profiles.misfit(profiles.read(self.sizes), program) or _onnx().refuses(program)
 

@@ -10,6 +10,7 @@ import torch
 from sparsec.backend import Backend, Check, CheckData, Emitted, Verdict
 from sparsec.backends.torch24 import kernels
 from sparsec.errors import PatternError, UsageError
+from sparsec.intersection import towards_2_4
 from sparsec.lowered import packed_calls
 from sparsec.pipeline import PassManager
 from sparsec.program import Program, read_graph, write_graph
@@ -49,10 +50,7 @@ class Torch24Backend(Backend):
             )
         for site in program.sites.sparse:
             if site.pattern and not site.pattern.implies(kernels.TWO_OF_FOUR):
-                return (
-                    f"{site.name}: torch runs only 2:4 sparse, found {site.pattern}; add --also 2:4, or choose 2:4 or "
-                    "64:2:8"
-                )
+                return f"{site.name}: torch runs only 2:4 sparse, found {site.pattern}; {towards_2_4(site.pattern)}"
         return None
 
     def plan(self, program: Program, values: Values = "fp32", tokens: TokenRange | None = None) -> tuple[Verdict, ...]:

@@ -17,12 +17,15 @@ from sparsec.recipe import make_backend
 from sparsec.tracing import trace
 
 
-@pytest.mark.parametrize("pattern", ["64:2:5", "unstructured:0.7", "4:8", "64:2:8@strip"])
-def test_a_pattern_without_a_kernel_is_refused_by_name_with_advice(pattern: str) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "advice"),
+    [("64:2:5", "add --also"), ("4:8", "add --also"), ("unstructured:0.7", "choose"), ("64:2:8@strip", "choose")],
+)
+def test_a_pattern_without_a_kernel_is_refused_by_name_with_advice(pattern: str, advice: str) -> None:
     reason = TensorRTBackend(driver="none").refuses(targeted(pattern))
 
     assert reason is not None
-    assert f"up.weight: TensorRT accelerates only 2:4, found {pattern}; add --also 2:4 or choose 64:2:8" in reason
+    assert f"up.weight: TensorRT accelerates only 2:4, found {pattern}; {advice} 2:4" in reason
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "2:8", "64:2:8", "16:2:4", "1:3"])

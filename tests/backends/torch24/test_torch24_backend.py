@@ -96,13 +96,14 @@ def test_float32_models_are_refused_before_any_pass_with_the_types_to_ask_for() 
     assert reason is not None and "found float32 weights; add --dtype bf16 or --dtype fp16" in reason
 
 
-@pytest.mark.parametrize("pattern", ["4:2:5", "4:2:8@strip", "unstructured:0.5", "4:8"])
-def test_patterns_that_are_not_2_of_4_are_refused_with_advice(pattern: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "advice"),
+    [("4:2:5", "add --also"), ("4:8", "add --also"), ("4:2:8@strip", "choose"), ("unstructured:0.5", "choose")],
+)
+def test_patterns_that_are_not_2_of_4_are_refused_with_advice(pattern: str, advice: str, tmp_path: Path) -> None:
     program = frozen(made(Square).bfloat16(), random(2, 64).bfloat16(), pattern)
 
-    with pytest.raises(
-        PatternError, match=f"layer.weight: torch runs only 2:4 sparse, found {pattern}; add --also 2:4"
-    ):
+    with pytest.raises(PatternError, match=f"layer.weight: torch runs only 2:4 sparse, found {pattern}; {advice} 2:4"):
         Torch24Backend().emit(program, tmp_path)
     assert [] == list(tmp_path.iterdir())
 
