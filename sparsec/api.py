@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec import benchmark, data, mapping, quality, registry, resuming, sources, store, timing
+from sparsec import benchmark, data, mapping, quality, registry, resuming, store, timing
 from sparsec.artifact import Artifact, verify_folder
 from sparsec.backend import CHECK_FILE, FORMAT, Backend, CheckData
 from sparsec.cost import TokenRange
@@ -21,7 +21,9 @@ from sparsec.onnxrequest import BACKEND as ONNX_BACKEND
 from sparsec.onnxrequest import is_onnx
 from sparsec.pipeline import Context, PassManager, PassReport, Progress, no_progress, relative_difference
 from sparsec.program import Program
-from sparsec.recipe import DEFAULT_PASSES, DTYPES, WITH_DATA, WITHOUT_DATA, Dtype, Recipe, make_backend
+from sparsec.recipe import DEFAULT_PASSES, WITH_DATA, WITHOUT_DATA, Dtype, Recipe
+from sparsec.refusals import check_backends, check_program, check_pruned, check_request
+from sparsec.resolving import calibrate, drop_slow, resolved, with_passes
 from sparsec.sources import GIVEN
 from sparsec.tracing import trace
 
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 _STAGES = 6
 _COMPARED_BYTES = 1 << 30  # of a model that is pruned by magnitude too, to compare
-_DROP_TOKENS = "1-512"  # what --drop-slow looks at where no range was declared
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def compile(
         return compile_recipe(recipe, Path(out), options, given, resources)
     if example_inputs is None:
         raise UsageError("compile: a module needs example_inputs, tensors by name or by position")
-    _check_request(recipe, Path(out), options)
+    check_request(recipe, Path(out), options.force)
     program = trace(model, example_inputs, dynamic, origin={"model": name})
     tools = data.Tools(given=given, resources=resources or {})
     loaded = Loaded(program, (program.inputs,), "the example inputs", tools)
@@ -118,7 +119,7 @@ def compile_recipe(
 
     if is_onnx(recipe.model):
         return _compile_file(recipe, out, options, calibration, resources)
-    _check_request(recipe, out, options)
+    check_request(recipe, out, options.force)
     options.progress("tracing", 0, _STAGES)
     loaded = load_model(recipe.model, recipe.seed, options.trust, recipe.dtype)
     tools = dataclasses.replace(loaded.tools, given=calibration, resources=resources or {})
@@ -143,68 +144,13 @@ def _compile_file(
     return compile_onnx(recipe, out, options.force, options.min_quality, options.allow_dense, options.progress)
 
 
-def _check_request(recipe: Recipe, out: Path, options: Options) -> list[Backend]:
-    """All that can be refused before the model is loaded."""
-    from sparsec.pattern import Pattern
-
-    for text in recipe.targets.values():
-        if text != "ignore":
-            Pattern.parse(text)
-    if recipe.passes:
-        PassManager.parse(recipe.passes).check_order({"traced"})
-    sources.check(recipe.calib)
-    chosen = [make_backend(text) for text in dict.fromkeys(recipe.backends)]
-    for one in chosen:
-        if reason := one.unavailable():
-            raise UsageError(f"backend {one.name} cannot be used here: {reason}")
-        if recipe.values not in one.stores:
-            raise UsageError(
-                f"backend {one.name} stores {' or '.join(one.stores)} weights, found --values {recipe.values}; "
-                f"leave {one.name} out of --backend, or leave out --values"
-            )
-    if recipe.values != "fp32" and recipe.dtype != "fp32":
-        raise UsageError(
-            f"--values {recipe.values} rounds the sparse weights of a float32 model; with --dtype {recipe.dtype} they "
-            "are stored as they are: leave one of the two out"
-        )
-    if recipe.values == "int8" and (recipe.drop_slow or recipe.tokens):
-        raise UsageError(
-            f"{'--drop-slow' if recipe.drop_slow else '--tokens'} compares with a dense kernel, and none computes what "
-            "int8 weights do (their activations are rounded too); leave it out, or use --values bf16"
-        )
-    names = [one.name for one in chosen]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"backend {twice} is asked for twice, with different options; an artifact holds it once")
-    if not chosen:
-        raise UsageError("no backend was asked for; expected at least one of " + ", ".join(registry.backend_table()))
-    store.check_writable(out, options.force)
-    return chosen
-
-
 def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Artifact:
-    backends = _check_request(recipe, out, options)
-    _check_program(loaded.program, recipe, backends)
+    backends = check_request(recipe, out, options.force)
+    check_program(loaded.program, recipe, backends)
     with resuming.working(
         out, resuming.key_of(loaded.program, recipe.model_dump(mode="json")), options.resume
     ) as workdir:
         return _compile_in(workdir, backends, loaded, recipe, out, options)
-
-
-def _check_program(program: Program, recipe: Recipe, backends: Sequence[Backend]) -> None:
-    """All that can be refused before patterns are given to sites."""
-    _check_backends(program, backends)
-    types = {str(parameter.dtype) for parameter in program.module.parameters() if parameter.is_floating_point()}
-    if recipe.dtype != "fp32" and (wanted := f"torch.{DTYPES[recipe.dtype]}") not in types:
-        raise UsageError(
-            f"--dtype {recipe.dtype} is for Hugging Face models, which are loaded in it; {recipe.model} is traced "
-            f"as it is, with {', '.join(sorted(types)).replace('torch.', '')} weights: cast it to {wanted} before"
-        )
-
-
-def _check_backends(program: Program, backends: Sequence[Backend]) -> None:
-    for one in backends:
-        if reason := one.refuses(program):
-            raise UsageError(f"backend {one.name} cannot write this model: {reason}")
 
 
 def _compile_in(
@@ -212,21 +158,21 @@ def _compile_in(
 ) -> Artifact:
     dense = loaded.program
     program = dense.replace(sites=dense.sites.with_targets(recipe.targets, recipe.include)) if recipe.targets else dense
-    _check_backends(program, backends)  # again: some patterns have no place in some backends
+    check_backends(program, backends)  # again: some patterns have no place in some backends
     if recipe.drop_slow:
-        program, recipe = _drop_slow(program, recipe, backends[0], options)
+        program, recipe = drop_slow(program, recipe, backends[0], options.progress)
     options.progress("pruning", 1, _STAGES)
     samples = data.Deferred(dense, loaded.tools, recipe.data_request())
     own = {"calibration": samples, "backend": backends[0], "values": recipe.values}
     resources = {**loaded.tools.resources, **own}
     context = Context(recipe.seed, resources=resources, cost=backends[0].cost, workdir=workdir)
-    recipe = _with_passes(recipe, samples.available, options)
+    recipe = with_passes(recipe, samples.available, options.allow_dense)
     program, reports = PassManager.parse(recipe.passes).run_reported(program, context)
-    recipe = _resolved(recipe, reports)
-    _check_pruned(program, options)
+    recipe = resolved(recipe, reports)
+    check_pruned(program, options.allow_dense)
     tokens = TokenRange.parse(recipe.tokens) if recipe.tokens else None
     if tokens:
-        _calibrate(backends, program, recipe, options)
+        calibrate(backends, program, recipe, options.progress)
     options.progress("measuring quality", 2, _STAGES)
     measured = _measure_quality(program, dense, loaded, options)
     manifest = describe(program, dense, recipe, measured, loaded.samples_are)
@@ -268,61 +214,6 @@ def _compile_in(
         (folder / "README.md").write_text(card(manifest))
     options.progress("done", _STAGES, _STAGES)
     return Artifact.open(out)
-
-
-def _calibrate(backends: Sequence[Backend], program: Program, recipe: Recipe, options: Options) -> None:
-    patterns = sorted({site.pattern for site in program.sites.sparse if site.pattern}, key=str)
-    for one in backends:
-        one.calibrate(patterns, recipe.values, options.progress)
-
-
-def _drop_slow(program: Program, recipe: Recipe, backend: Backend, options: Options) -> tuple[Program, Recipe]:
-    """Leave sites dense that would not run faster sparse, with the reason; the recipe then says so by name."""
-    if not program.sites.sparse:
-        raise UsageError("--drop-slow must know the patterns before any pass runs: give --pattern or --layer")
-    tokens = TokenRange.parse(recipe.tokens or _DROP_TOKENS)
-    _calibrate([backend], program, recipe, options)
-    slow = {v.site: v.reason for v in backend.plan(program, recipe.values, tokens) if not v.sparse}
-    if len(slow) == len(program.sites.sparse):
-        name, reason = next(iter(slow.items()))
-        raise UsageError(
-            f"--drop-slow would drop all {len(slow)} sites, the first is {name}: {reason}; choose a sparser pattern, "
-            "other --tokens, or leave out --drop-slow"
-        )
-    dropped = [program.sites[name].replace(pattern=None, excluded=f"dropped: {why}") for name, why in slow.items()]
-    targets = {**recipe.targets, **dict.fromkeys(slow, "ignore")}
-    return program.with_sites(dropped), recipe.model_copy(update={"targets": targets, "drop_slow": False})
-
-
-def _with_passes(recipe: Recipe, has_data: bool, options: Options) -> Recipe:
-    """The recipe with its default passes named: those that need calibration data where there is some."""
-    if recipe.passes:
-        return recipe
-    passes = WITH_DATA if has_data else WITHOUT_DATA
-    if has_data and options.allow_dense:
-        passes += "{unreached=dense}"
-    return recipe.model_copy(update={"passes": passes})
-
-
-def _resolved(recipe: Recipe, reports: Sequence[PassReport]) -> Recipe:
-    """The recipe with the targets that passes chose in place of those passes: it replays without choosing again."""
-    chosen = [report for report in reports if "targets" in report.data]
-    if not chosen:
-        return recipe
-    targets: dict[str, str] = {}
-    for report in chosen:
-        targets |= report.data["targets"]
-    passes = " | ".join(report.text for report in reports if report not in chosen)
-    return recipe.model_copy(update={"targets": targets | recipe.targets, "passes": passes})  # what was asked for wins
-
-
-def _check_pruned(program: Program, options: Options) -> None:
-    if program.facts & {"masked", "lowered"} or "frozen" not in program.facts:
-        raise UsageError(
-            "after its passes the program must be frozen, not lowered (backends lower it themselves): end with `freeze`"
-        )
-    if not options.allow_dense:
-        program.sites.refuse_silent()
 
 
 def _measure_quality(found: Any, dense: Program, loaded: Loaded, options: Options) -> quality.Quality:

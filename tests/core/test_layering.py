@@ -29,7 +29,7 @@ LEVELS = [  # a module imports only from levels above it
     {"recipe", "catalogue", "artifact", "peers", "machine", "onnxfile"},
     {"onnxrequest"},
     {"models", "inspection", "description", "shorthand", "attaching", "benchmark"},
-    {"onnxcompile"},
+    {"onnxcompile", "refusals", "resolving"},
     {"api", "show", "plot", "opt", "explain"},
     {"show_bench", "choosing"},
     {"search"},
