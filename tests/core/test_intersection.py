@@ -141,7 +141,7 @@ def test_rows_are_independent_of_how_many_are_solved_at_once(monkeypatch: pytest
 def test_the_examples_in_the_docstrings_hold() -> None:
     result = doctest.testmod(module)
 
-    assert (1, 0) == (result.attempted, result.failed)
+    assert (2, 0) == (result.attempted, result.failed)
 
 
 def test_an_intersection_is_read_and_explained() -> None:
