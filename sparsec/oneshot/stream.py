@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sparsec import _fx
 
 _HELD_ALONE = 256_000_000  # bytes that cross a stop of the only stream: fewer are always kept
-_HELD_PAIRED = 32_000_000  # and in each of two
+_HELD_PAIRED = 16_000_000  # and in each of two
 _WIDER = 1.5  # times what crossed the last stop
 
 if TYPE_CHECKING:
