@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsec import benchmark, data, mapping, quality, registry, resuming, store, timing
-from sparsec.artifact import Artifact, verify_folder
+from sparsec.artifact import Artifact, prove_written
 from sparsec.backend import CHECK_FILE, FORMAT, Backend, CheckData
 from sparsec.cost import TokenRange
 from sparsec.description import card, describe, describe_quality, describe_values
@@ -205,7 +205,7 @@ def _compile_in(
             manifest |= _measure_values(recipe, stored, program, loaded.samples)
             manifest["quality"] |= describe_quality(measured, loaded.samples_are)
         options.progress("verifying", 4, _STAGES)
-        _verify(folder, manifest)
+        prove_written(folder, manifest)
         if options.measure_speed and "kernel" in manifest["backends"]:
             options.progress("timing", 5, _STAGES)
             manifest["speed"] = _speed(folder, manifest, program)
@@ -223,10 +223,7 @@ def _measure_quality(found: Any, dense: Program, loaded: Loaded, options: Option
         raise VerificationError(
             f"the model gives NaN or Inf on {loaded.samples_are}, so nothing can be proven; nothing written"
         )
-    if options.min_quality is not None and not measured.cosine >= options.min_quality:
-        raise VerificationError(
-            f"the model {measured.words}; --min-quality {options.min_quality} was asked for; nothing written"
-        )
+    quality.check_least(measured, options.min_quality)
     return measured
 
 
@@ -255,13 +252,6 @@ def _measure_values(recipe: Recipe, stored: Any, masked: Program, samples: Any) 
             f"with --values {recipe.values} the model gives NaN or Inf where it did not before; nothing written"
         )
     return describe_values(recipe.values, loss, difference)
-
-
-def _verify(folder: Path, manifest: dict[str, Any]) -> None:
-    checks = verify_folder(folder, manifest)
-    if bad := [check for check in checks if not check.ok]:
-        raise VerificationError(f"what was written does not hold ({bad[0].name}: {bad[0].detail}); nothing was kept")
-    manifest["checks"] = [{"name": check.name, "detail": check.detail} for check in checks]
 
 
 def _run(program: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

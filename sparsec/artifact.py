@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsec import registry, store
 from sparsec.backend import CHECK_FILE, FORMAT, Backend, Check, CheckData, Parts
-from sparsec.errors import ArtifactError, GraphError, UsageError
+from sparsec.errors import ArtifactError, GraphError, UsageError, VerificationError
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,14 @@ def verify_folder(root: Path, manifest: dict[str, Any]) -> list[Check]:
         except (ArtifactError, GraphError) as error:
             checks.append(Check(f"{name}: files", False, str(error)))
     return checks
+
+
+def prove_written(folder: Path, manifest: dict[str, Any]) -> None:
+    """Prove from disk what was just written, and note it in the manifest. Raises VerificationError where it fails."""
+    checks = verify_folder(folder, manifest)
+    if bad := [check for check in checks if not check.ok]:
+        raise VerificationError(f"what was written does not hold ({bad[0].name}: {bad[0].detail}); nothing was kept")
+    manifest["checks"] = [{"name": check.name, "detail": check.detail} for check in checks]
 
 
 def load(path: str | Path, backend: str = "", trust: bool = False) -> Any:

@@ -69,7 +69,7 @@ def kept_of(entries: Tensor, n: int) -> Tensor:
 
 
 def _two_of_four(entries: Tensor) -> Tensor | None:
-    """2:4 by the second largest, from a network of minima and maxima: half the time. None where scores tie."""
+    """2:4 by the second largest, from a network of minima and maxima: few operations. None where scores tie."""
     import torch
 
     a, b, c, d = entries.unbind(0)
@@ -84,7 +84,7 @@ def offsets_of(kept: Tensor, n: int) -> Tensor:
     import torch
 
     m, flags = len(kept), kept.view(torch.uint8)
-    if n <= 2:  # the first and the last of each group: half the time
+    if n <= 2:  # the first and the last of each group, without counting what lies between
         return torch.stack([_first(flags), _last(flags)][:n], 2)
     offsets = torch.zeros(n, *kept.shape[1:], dtype=torch.uint8, device=kept.device)
     before = torch.zeros_like(flags[0])  # how many of the offsets below j are kept

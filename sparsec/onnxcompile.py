@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparsec import registry, store
-from sparsec.artifact import Artifact, verify_folder
+from sparsec.artifact import Artifact, prove_written
 from sparsec.backend import CHECK_FILE, FORMAT, FP32_TOLERANCE, CheckData
 from sparsec.columns import Solver
 from sparsec.description import card, describe_quality
@@ -31,7 +31,7 @@ from sparsec.onnxfile.writing import write
 from sparsec.onnxrequest import resolved
 from sparsec.pattern import Pattern
 from sparsec.pipeline import CLOSE_IN, Progress
-from sparsec.quality import Quality, measure
+from sparsec.quality import Quality, check_least, measure
 from sparsec.recipe import Recipe
 from sparsec.sites import Exclusion, Site, SiteTable
 from sparsec.version import __version__
@@ -219,10 +219,7 @@ def _proven(folder: Path, manifest: dict[str, Any], dense: _Run, min_quality: fl
         manifest["backends"]["onnx"]["not_run"] = reason
         manifest["quality"] = _not_measured(reason)
     store.save_tensors(folder / CHECK_FILE, check.tensors())
-    checks = verify_folder(folder, manifest)
-    if bad := [one for one in checks if not one.ok]:
-        raise VerificationError(f"what was written does not hold ({bad[0].name}: {bad[0].detail}); nothing was kept")
-    manifest["checks"] = [{"name": one.name, "detail": one.detail} for one in checks]
+    prove_written(folder, manifest)
     manifest = store.seal(folder, FORMAT, manifest)
     store.read(folder, FORMAT)
     return manifest
@@ -242,10 +239,7 @@ def _quality(dense: _Run, outputs: Sequence[dict[str, Tensor]], min_quality: flo
         if min_quality is not None:
             raise VerificationError(f"--min-quality {min_quality} cannot be judged: {reason}; nothing written")
         return _not_measured(reason)
-    if min_quality is not None and not measured.cosine >= min_quality:
-        raise VerificationError(
-            f"the model {measured.words}; --min-quality {min_quality} was asked for; nothing written"
-        )
+    check_least(measured, min_quality)
     return describe_quality(measured, _SAMPLES_ARE)
 
 

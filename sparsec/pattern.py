@@ -210,7 +210,7 @@ class NM(Pattern):
         import torch
 
         positions = selection.positions
-        if self.m in (4, 8):  # a group of bytes is one integer, a third of the time
+        if self.m in (4, 8):  # a group of bytes is one integer: nothing is scattered
             word = torch.int32 if self.m == 4 else torch.int64
             bits = [
                 torch.ones((), dtype=word, device=positions.device) << 8 * place.to(word)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sparsec.errors import VerificationError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -44,6 +46,12 @@ class Quality:
             f"needs training: outputs have cosine {self.cosine:.3f} with the dense original's ({self.output}; "
             f"below {FLOOR} a model is not usable as it is)"
         )
+
+
+def check_least(measured: Quality, least: float | None) -> None:
+    """Raise VerificationError where the cosine is below what --min-quality asked for."""
+    if least is not None and not measured.cosine >= least:
+        raise VerificationError(f"the model {measured.words}; --min-quality {least} was asked for; nothing written")
 
 
 def measure(

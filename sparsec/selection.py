@@ -47,7 +47,7 @@ class Selection:
 
 
 def kept_only(weight: Tensor, mask: Tensor) -> Tensor:
-    """`where(mask, weight, +0.0)` for a mask of the weight's shape, in a third of the time: NaN goes, -0.0 stays."""
+    """`where(mask, weight, +0.0)` for a mask of the weight's shape, by the bits: NaN goes, a kept -0.0 stays."""
     import torch
 
     word = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]

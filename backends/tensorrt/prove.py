@@ -59,9 +59,8 @@ def prove(path: Path, precision: str = "", turns: int = TURNS) -> dict[str, Any]
             inputs = [entry["name"] for entry in artifact.manifest["inputs"]]
             engines[name] = TensorRTModule(driver, plan, inputs, artifact.manifest["outputs"])
         text = (Path(scratch) / "sparse" / LOG).read_text()
-    rows = table(
-        Network(path / FOLDER / MODEL).products(targets_in(artifact.manifest)), parse(text), "tensorrt", precision
-    )
+    products = Network(path / FOLDER / MODEL).products(targets_in(artifact.manifest))
+    rows = table(products, parse(text), "tensorrt", settings.precision)
     found = describe(rows, text) | {"tensorrt": driver.version, "precision": settings.precision, **_device()}
     found |= {"differs": _difference(engines["sparse"], artifact), "times": _times(engines, artifact, settings, turns)}
     proof.write(path / FOLDER, found)

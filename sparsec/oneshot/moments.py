@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Need = Literal["squares", "gram", "cross"]
 """The squares of each input only; all products of two; and those with the dense model's inputs besides."""
 _CHUNK = 2048  # tokens multiplied at once in float32, about
-_HALVES = 512  # above so many columns, the lower triangle of a Gram matrix is not computed
+_WIDE = 512  # above so many columns, the lower triangle of a Gram matrix is not computed
 _BLOCKS = 8  # that it is cut into, a side
 
 
@@ -124,7 +124,7 @@ class Collector:
 def _gram(x: Tensor) -> Tensor:
     """x^T x, the lower blocks of a large one being the upper ones transposed."""
     cols = x.shape[1]
-    if cols < _HALVES:
+    if cols < _WIDE:
         return x.T @ x
     step, gram = -(-cols // _BLOCKS), x.new_empty(cols, cols)
     for start in range(0, cols, step):

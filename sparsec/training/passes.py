@@ -40,16 +40,16 @@ class TrainingPass(Pass):
     """Pattern for all sites not excluded, where none was set by targets."""
     data: str = "train"
     """The resource that holds the batches."""
-    epochs: int = 3
-    lr: float = 5e-5
+    epochs: int = Settings.epochs
+    lr: float = Settings.lr
     batch_size: int = 16
-    accumulate: int = 1
+    accumulate: int = Settings.accumulate
     """Batches of an optimizer step."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = Settings.max_grad_norm
     """0: no clipping."""
-    warmup: float = 0.0
+    warmup: float = Settings.warmup
     """Share of the steps in which the learning rate rises; afterwards it falls linearly to 0."""
-    weight_decay: float = 0.0
+    weight_decay: float = Settings.weight_decay
     loss: Loss = "auto"
     """auto: cross-entropy for integer labels, mse for others, none without labels. lm: the next token."""
     distill: float = 0.0

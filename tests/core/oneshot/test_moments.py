@@ -55,7 +55,7 @@ def test_squares_are_the_diagonal_of_the_gram_matrix() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_blocks_and_chunks_give_the_same_matrix(monkeypatch: pytest.MonkeyPatch, cols: int, dtype: torch.dtype) -> None:
     x, x0 = X[:, :cols].to(dtype), X0[:, :cols].to(dtype)
-    monkeypatch.setattr(moments, "_HALVES", 4)
+    monkeypatch.setattr(moments, "_WIDE", 4)
     monkeypatch.setattr(moments, "_CHUNK", 64)
     found = collect("cross", (x, x0))
 
