@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 
 CPU = "backends/kernel/cpu"
 FLOAT_SOURCES = ("stream", "linear", "rows", "tokens", "kernels_avx512", "kernels_avx2", "kernels_portable")
-FLOAT_HEADERS = ("stream", "linear", "job", "kernels", "unroll", "vector", "token_kernel")
+FLOAT_HEADERS = ("stream", "linear", "job", "kernels", "unroll", "vector", "token_kernel", "scratch")
 SOURCES = (*FLOAT_SOURCES, "int8_stream", "int8_linear", "int8_vnni", "int8_avx2", "int8_portable")
 HEADERS = (*FLOAT_HEADERS, "int8", "int8_avx2")
 ORT_SOURCES = (*FLOAT_SOURCES, "ort_op")

@@ -23,8 +23,8 @@ class Admm(TrainingPass):
     2. Each epoch, or every `every` steps, Z is W + U projected on the pattern (Euclidean) and U grows by W - Z.
     3. At the end, or before `frozen_epochs`, W is projected once for all; the last epochs train what is left.
     4. A site that is selected before keeps its selection. All parameters are trained, the head too.
-    Curves in the report: primal |W - Z| / |W| and dual rho |Z - Z before| / |W|. State beside Adam's: Z and U in
-    float32, 8 bytes a weight; from the final projection on, one byte.
+    Curves in the report: primal |W - Z| / |W| and dual rho |Z - Z before| / |W|. State beside Adam's: Z - U in float32
+    and a mask, 5 bytes a weight; from the final projection on, one byte.
     """
 
     name: ClassVar[str] = "admm"

@@ -22,7 +22,7 @@ class Gradual(TrainingPass):
        its M, V:N:M goes through larger and larger M from 4 on, unstructured patterns through lower densities.
     2. What is masked gets no gradient but is not set to zero before `end`, so it can return; from then on it is zero.
     3. A site that is selected before keeps its selection. All parameters are trained, the head too.
-    State beside Adam's: one byte a weight.
+    State beside Adam's: one byte a weight, and until `end` the masked copy of the weights in each forward.
     """
 
     name: ClassVar[str] = "gradual"

@@ -9,7 +9,7 @@ import torch
 
 from sparsec import _fx
 from sparsec.errors import GraphError
-from sparsec.layout import Values, compress, decompress, stored_as
+from sparsec.layout import TABLES, Values, compress, decompress, stored_as
 from sparsec.ops import nm_linear, nm_weight
 from sparsec.pipeline import Context, Equivalence, Note, Pass, PassResult
 from sparsec.program import Program
@@ -77,8 +77,8 @@ class Lower(Pass):
         x, bias = node.args[0], node.args[2] if len(node.args) > 2 else None
         if site.kind == "conv1d_hf":
             bias, x = node.args[:2] if len(node.args) > 2 else (None, node.args[0])
-        *tables, scales = _tables(program, site, node)
-        args = (x, *tables, bias, _executable(site), site.shape[2], *([scales] if scales else []))
+        *tables, scales, rows = _tables(program, site, node)
+        args = (x, *tables, bias, _executable(site), site.shape[2], *_given(scales, rows))
         new = _fx.call(node, nm_linear, args, node.meta[_fx.TYPE], "nm_linear")
         _fx.replace(node, new)
         return new.name
@@ -87,10 +87,11 @@ class Lower(Pass):
         """Rule 3."""
         for node in _fx.reads(program.module, site.name):
             view = site.view
-            *tables, scales = _tables(program, site, node)
+            *tables, scales, rows = _tables(program, site, node)
             args = (*tables, _executable(site), site.shape[2], list(view.axes), list(view.parameter))
-            if self.values != "fp32":
-                args = (*args, scales, _fx.get_tensor(program.module, site.name).dtype)
+            rounded = self.values != "fp32"
+            dtype = _fx.get_tensor(program.module, site.name).dtype if rounded else None
+            args = (*args, *_given(scales, dtype, rows))
             new = _fx.call(node, nm_weight, args, node.meta[_fx.TYPE], "nm_weight")
             _fx.replace(node, new)
 
@@ -101,9 +102,16 @@ def _executable(site: Site) -> str:
     return str(site.pattern.executable)
 
 
+def _given(*optional: Any) -> tuple[Any, ...]:
+    """Optional last arguments, without those at the end that are None."""
+    while optional and optional[-1] is None:
+        optional = optional[:-1]
+    return optional
+
+
 def _tables(program: Program, site: Site, before: torch.fx.Node) -> list[Any]:
-    """The get_attr nodes of values, positions, columns and scales (None where there is no such table)."""
-    names = [f"{site.name}_{table}" for table in ("values", "positions", "columns", "scales")]
+    """The get_attr nodes of all tables, in the order of `TABLES` (None where there is no such table)."""
+    names = [f"{site.name}_{table}" for table in TABLES]
     present = [_fx.has_tensor(program.module, name) for name in names]
     return [
         _fx.attribute(program.module, n, before) if there else None for n, there in zip(names, present, strict=True)

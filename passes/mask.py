@@ -84,7 +84,7 @@ class Mask(Pass):
         if not math.isfinite(total):
             raise PatternError(f"{site.name}: the weight holds NaN or Inf; repair the checkpoint before pruning it")
         score = normalised(size.float(), self.normalise)
-        selection, mask = site.pattern.choose(score, self.columns)
+        selection, mask = site.choose(score, self.columns)
         total = total if self.normalise == "none" else float(score.sum())
         retained = _kept(score, mask) / total if total else 1.0  # rule 4
         return site.replace(selection=selection, retained=retained), mask

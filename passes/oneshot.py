@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from sparsec.columns import Solver as Columns
 from sparsec.errors import RecipeError, UsageError
@@ -35,8 +35,8 @@ class Oneshot(Pass):
     """Pattern for all sites not excluded, where none was set by targets."""
     solver: Solver = "alps"
     """alps, sparsegpt, or refit of the kept weights after `score`; none leaves weights as they are."""
-    score: Score = "wanda"
-    """What refit and none keep."""
+    score: Score | Literal["default"] = "default"
+    """What refit and none keep. By default obs, but wanda for none: there no weight makes up for another."""
     columns: Columns = "greedy"
     """How a score's V:N:M block chooses its 4 columns; sparsegpt and alps choose theirs by what they cost."""
     normalise: Normalise = "none"
@@ -67,8 +67,9 @@ class Oneshot(Pass):
         program = program.replace(sites=sites)
         wanted = [site for site in sites if site.pattern is not None and site.selection is None]
         skipped = [Note(s.name, s.excluded or _why(s.selection is not None)) for s in sites if s not in wanted]
+        score = ("wanda" if self.solver == "none" else "obs") if self.score == "default" else self.score
         method = Method(
-            self.solver, self.score, self.columns, self.normalise, self.calibration, self.damping, self.refit, self.bias
+            self.solver, score, self.columns, self.normalise, self.calibration, self.damping, self.refit, self.bias
         )
         batches = ctx.calibration(self.name).batches if wanted and method.calibrated else ()
         # Masks alone are found again faster than they are written and read.

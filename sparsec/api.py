@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec import benchmark, data, mapping, quality, registry, resuming, store, timing
+from sparsec import benchmark, data, mapping, quality, registry, resuming, store, tasks, timing
 from sparsec.artifact import Artifact, prove_written
 from sparsec.backend import CHECK_FILE, FORMAT, Backend, CheckData
 from sparsec.cost import TokenRange
@@ -21,7 +21,7 @@ from sparsec.onnxrequest import BACKEND as ONNX_BACKEND
 from sparsec.onnxrequest import is_onnx
 from sparsec.pipeline import Context, PassManager, PassReport, Progress, no_progress, relative_difference
 from sparsec.program import Program
-from sparsec.recipe import DEFAULT_PASSES, WITH_DATA, WITHOUT_DATA, Dtype, Recipe
+from sparsec.recipe import DEFAULT_PASSES, WITH_DATA, WITHOUT_DATA, Dtype, Recipe, Task
 from sparsec.refusals import check_backends, check_program, check_pruned, check_request
 from sparsec.resolving import calibrate, drop_slow, resolved, with_passes
 from sparsec.sources import GIVEN
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sparsec.layout import Values
-    from sparsec.models import Loaded
+    from sparsec.loaded import Loaded
 
 _STAGES = 6
 _COMPARED_BYTES = 1 << 30  # of a model that is pruned by magnitude too, to compare
@@ -71,6 +71,10 @@ def compile(
     num_calibration_samples: int = data.SAMPLES,
     max_seq_length: int = data.LENGTH,
     text_columns: Sequence[str] = (),
+    train: str = "",
+    evaluation: str = "",
+    label_column: str = "",
+    task: Task = "",
     resources: Mapping[str, Any] | None = None,
     options: Options | None = None,
 ) -> Artifact:
@@ -82,10 +86,11 @@ def compile(
     `values`: how sparse weights are stored; bf16 and int8 are smaller and faster, and rounded. `dtype`: what a Hugging
     Face model that is named by text is loaded in. `calibration`: for passes that look at activations, DATA text as on
     the command line (then the three options after it count), or input dicts, whose content the recipe names by hash.
+    `train`, `evaluation`: DATA text with labels, for passes that train and for the task's figures; `task`: as --task.
     `resources`: objects that options of passes name, such as the batches `train` of a training pass (docs/training.md).
     Raises a SparsecError whose text says what was found, expected and to do; `out` is then untouched.
     """
-    from sparsec.models import Loaded
+    from sparsec.loaded import Loaded
 
     goals = {**({"*": pattern} if pattern else {}), **(targets or {})}
     name = model if isinstance(model, str) else type(model).__name__
@@ -95,16 +100,18 @@ def compile(
     fields |= {"backends": backends, "values": values, "dtype": dtype, "seed": seed}
     fields |= {"calib": f"{GIVEN}{given.sha256}" if given else calibration or "", "text_columns": text_columns}
     fields |= {"num_calibration_samples": num_calibration_samples, "max_seq_length": max_seq_length}
+    fields |= {"train": train, "eval": evaluation, "label_column": label_column, "task": task}
     recipe, options = Recipe.from_data(fields), options or Options()
     if isinstance(model, str):
         return compile_recipe(recipe, Path(out), options, given, resources)
     if example_inputs is None:
         raise UsageError("compile: a module needs example_inputs, tensors by name or by position")
     check_request(recipe, Path(out), options.force)
+    work = tasks.prepare(recipe, resources or {}, None)
     program = trace(model, example_inputs, dynamic, origin={"model": name})
     tools = data.Tools(given=given, resources=resources or {})
     loaded = Loaded(program, (program.inputs,), "the example inputs", tools)
-    return _compile(loaded, recipe, Path(out), options)
+    return _compile(loaded, work, Path(out), options)
 
 
 def compile_recipe(
@@ -115,16 +122,17 @@ def compile_recipe(
     resources: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Compile what a recipe says; `calibration` takes the place of the data it names. See `compile`."""
-    from sparsec.models import load_model
+    from sparsec.models import hub_location, load_model
 
     if is_onnx(recipe.model):
         return _compile_file(recipe, out, options, calibration, resources)
     check_request(recipe, out, options.force)
+    work = tasks.prepare(recipe, resources or {}, hub_location(recipe.model))
     options.progress("tracing", 0, _STAGES)
-    loaded = load_model(recipe.model, recipe.seed, options.trust, recipe.dtype)
+    loaded = load_model(recipe.model, recipe.seed, options.trust, recipe.dtype, work.head)
     tools = dataclasses.replace(loaded.tools, given=calibration, resources=resources or {})
     loaded = dataclasses.replace(loaded, tools=tools)
-    return _compile(loaded, recipe, out, options)
+    return _compile(loaded, work, out, options)
 
 
 def _compile_file(
@@ -144,30 +152,43 @@ def _compile_file(
     return compile_onnx(recipe, out, options.force, options.min_quality, options.allow_dense, options.progress)
 
 
-def _compile(loaded: Loaded, recipe: Recipe, out: Path, options: Options) -> Artifact:
+def _compile(loaded: Loaded, work: tasks.Work, out: Path, options: Options) -> Artifact:
+    from sparsec.training import distributed
+
+    recipe = work.recipe
     backends = check_request(recipe, out, options.force)
     check_program(loaded.program, recipe, backends)
-    with resuming.working(
-        out, resuming.key_of(loaded.program, recipe.model_dump(mode="json")), options.resume
-    ) as workdir:
-        return _compile_in(workdir, backends, loaded, recipe, out, options)
+    if loaded.head and options.min_quality is not None:
+        raise UsageError(
+            f"--min-quality compares with the dense original, whose head is untrained ({loaded.head}); leave it out, "
+            "and judge by --eval"
+        )
+    group = distributed.join()
+    key = resuming.key_of(loaded.program, recipe.model_dump(mode="json"), work.teachers)
+    with distributed.working(group, out, key, options.resume) as workdir:
+        manifest = _compile_in(workdir, backends, loaded, work, options, None if group.rank else out)
+        return Artifact(out, group.told(manifest))
 
 
 def _compile_in(
-    workdir: Path, backends: Sequence[Backend], loaded: Loaded, recipe: Recipe, out: Path, options: Options
-) -> Artifact:
-    dense = loaded.program
+    workdir: Path, backends: Sequence[Backend], loaded: Loaded, work: tasks.Work, options: Options, out: Path | None
+) -> dict[str, Any]:
+    """Run the passes, write the artifact and return its manifest; without `out`, nothing: another process does."""
+    dense, recipe = loaded.program, work.recipe
     program = dense.replace(sites=dense.sites.with_targets(recipe.targets, recipe.include)) if recipe.targets else dense
     check_backends(program, backends)  # again: some patterns have no place in some backends
     if recipe.drop_slow:
         program, recipe = drop_slow(program, recipe, backends[0], options.progress)
+    begun = work.begin(loaded, options.trust)
     options.progress("pruning", 1, _STAGES)
     samples = data.Deferred(dense, loaded.tools, recipe.data_request())
     own = {"calibration": samples, "backend": backends[0], "values": recipe.values}
-    resources = {**loaded.tools.resources, **own}
-    context = Context(recipe.seed, resources=resources, cost=backends[0].cost, workdir=workdir)
+    resources = {**loaded.tools.resources, **begun.resources, **own}
+    context = Context(recipe.seed, options.progress, resources, backends[0].cost, workdir)
     recipe = with_passes(recipe, samples.available, options.allow_dense)
     program, reports = PassManager.parse(recipe.passes).run_reported(program, context)
+    if out is None:
+        return {}
     recipe = resolved(recipe, reports)
     check_pruned(program, options.allow_dense)
     tokens = TokenRange.parse(recipe.tokens) if recipe.tokens else None
@@ -176,7 +197,8 @@ def _compile_in(
     options.progress("measuring quality", 2, _STAGES)
     measured = _measure_quality(program, dense, loaded, options)
     manifest = describe(program, dense, recipe, measured, loaded.samples_are)
-    manifest |= samples.describe()
+    manifest |= samples.describe() | begun.describe()
+    manifest["quality"] |= begun.quality(program)
     if magnitude := _by_magnitude(program, dense, reports, loaded):
         manifest["quality"]["magnitude"] = magnitude
     mapping.release(*dense.module.parameters())
@@ -203,7 +225,7 @@ def _compile_in(
             stored = backends[0].load(folder, manifest)
             measured = _measure_quality(stored, dense, loaded, options)
             manifest |= _measure_values(recipe, stored, program, loaded.samples)
-            manifest["quality"] |= describe_quality(measured, loaded.samples_are)
+            manifest["quality"] |= describe_quality(measured, loaded.samples_are) | begun.quality(stored)
         options.progress("verifying", 4, _STAGES)
         prove_written(folder, manifest)
         if options.measure_speed and "kernel" in manifest["backends"]:
@@ -213,7 +235,7 @@ def _compile_in(
         store.read(folder, FORMAT)
         (folder / "README.md").write_text(card(manifest))
     options.progress("done", _STAGES, _STAGES)
-    return Artifact.open(out)
+    return Artifact.open(out).manifest
 
 
 def _measure_quality(found: Any, dense: Program, loaded: Loaded, options: Options) -> quality.Quality:
@@ -232,7 +254,11 @@ def _by_magnitude(
 ) -> dict[str, Any] | None:
     """What pruning by plain magnitude to the same patterns would have given, to compare with what calibration gave."""
     calibrated = any(report.text.partition("{")[0] == WITH_DATA for report in reports)
-    if not calibrated or sum(p.nbytes for p in dense.module.parameters()) > _COMPARED_BYTES:
+    if (
+        not calibrated
+        or "trained" in program.facts
+        or sum(p.nbytes for p in dense.module.parameters()) > _COMPARED_BYTES
+    ):
         return None
     sites = [dense.sites[s.name].replace(pattern=s.pattern, excluded=s.excluded) for s in program.sites]
     other = PassManager.parse(WITHOUT_DATA).run(dense.with_sites(sites))

@@ -9,14 +9,16 @@ import hashlib
 import itertools
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsec.encoding import Sample, encode, pack, pixels
 from sparsec.errors import UsageError
 from sparsec.signature import Signature
 from sparsec.sources import IDS, Source, read
+from sparsec.tables import Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,13 +120,13 @@ def calibration(program: Program, tools: Tools, request: Request) -> Calibration
             f"{'a folder of pictures' if 'pixel_values' in takes.axes else f'a .jsonl of {IDS}'}, or in Python "
             "calibration=[inputs, ...]"
         )
-    length = _length(request.length, takes.most) if takes.ids else request.length
+    length = allowed_length(request.length, takes.most) if takes.ids else request.length
     source = read(request.source, request.columns, length, order)
     if source.kind == "pictures":
         batches, unit = _pictures(takes, tools, source, request.samples, order), "pictures"
     else:
         samples = _samples(takes, tools, source, request.samples, length, order)
-        batches, unit = takes.token_batches(samples), _unit(samples)
+        batches, unit = takes.token_batches(samples), unit_of(samples)
     count = sum(len(next(iter(batch.values()))) for batch in batches)
     if not count:
         raise UsageError(f"{source.words}: found no sample that the model can take; {takes.words}")
@@ -163,7 +165,8 @@ def content_hash(batches: Iterable[Mapping[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _length(asked: int, most: int | None) -> int:
+def allowed_length(asked: int, most: int | None) -> int:
+    """Tokens of a sample: what was asked for, or by default as many as the model takes."""
     if most is None or asked <= most:
         return asked
     if asked == LENGTH:
@@ -175,32 +178,39 @@ def _samples(
     takes: Signature, tools: Tools, source: Source, count: int, length: int, order: random.Random
 ) -> list[Sample]:
     """`count` samples, or all there are, of lengths that the model takes."""
+    items = source.items
+    if source.kind != "documents":
+        rows: list[Row] = list(items)
+        if source.kind == "ids":
+            check_ids(rows, takes, tools, source.words)
+        order.shuffle(rows)
+        items = rows
+    found = samples_of(Source(source.kind, items, source.words), takes, tools, length)
+    samples = list(itertools.islice((one for one in found if len(one.ids) >= takes.least), count))
+    if source.kind != "ids":
+        check_ids([("tokenized", one.ids) for one in samples], takes, tools, source.words)
+    return samples
+
+
+def samples_of(source: Source, takes: Signature, tools: Tools, length: int) -> Iterator[Sample]:
+    """The samples of texts, documents or token ids, of at most `length` tokens. Raises UsageError where none fit."""
     if takes.ids is None:
         raise UsageError(f"{source.words} holds text or token ids; {takes.words}")
-    vocabulary = tools.vocabulary or takes.vocabulary
-    found: Iterable[Sample]
-    rows: list[tuple[str, Any]] = [] if source.kind == "documents" else list(source.items)
     if source.kind == "ids":
-        _check_ids(rows, vocabulary, source.words)
-        order.shuffle(rows)
-        found = (Sample(ids[:length]) for _, ids in rows)
-    elif tools.tokenizer is None:
+        return (Sample(ids[:length]) for _, ids in source.items)
+    if tools.tokenizer is None:
         raise UsageError(
             f"{source.words} holds text, and the model has no tokenizer here; give token ids: a .jsonl with one "
             f'{{"{IDS}": [...]}} a line'
         )
-    elif source.kind == "documents":
-        found = pack(source.items, tools.tokenizer, length)
-    else:
-        order.shuffle(rows)
-        found = encode(rows, tools.tokenizer, length)
-    samples = list(itertools.islice((one for one in found if len(one.ids) >= takes.least), count))
-    if source.kind != "ids":
-        _check_ids([("tokenized", one.ids) for one in samples], vocabulary, source.words)
-    return samples
+    if source.kind == "documents":
+        return pack(source.items, tools.tokenizer, length)
+    return encode(list(source.items), tools.tokenizer, length)
 
 
-def _check_ids(rows: Sequence[tuple[str, list[int]]], vocabulary: int | None, name: str) -> None:
+def check_ids(rows: Iterable[tuple[str, list[int]]], takes: Signature, tools: Tools, name: str) -> None:
+    """Raise UsageError for a token that the model does not have."""
+    vocabulary = tools.vocabulary or takes.vocabulary
     for place, ids in rows:
         if vocabulary and max(ids) >= vocabulary:
             raise UsageError(
@@ -209,7 +219,8 @@ def _check_ids(rows: Sequence[tuple[str, list[int]]], vocabulary: int | None, na
             )
 
 
-def _unit(samples: Sequence[Sample]) -> str:
+def unit_of(samples: Sequence[Sample]) -> str:
+    """`samples of 3 to 66 tokens`."""
     lengths = {len(one.ids) for one in samples}
     if len(lengths) < 2:
         return f"samples of {max(lengths, default=0)} tokens"
@@ -219,15 +230,19 @@ def _unit(samples: Sequence[Sample]) -> str:
 def _pictures(
     takes: Signature, tools: Tools, source: Source, count: int, order: random.Random
 ) -> tuple[dict[str, Tensor], ...]:
+    load, paths = picture_loader(takes, tools, source.words), list(source.items)
+    order.shuffle(paths)
+    return takes.picture_batches([load(path) for path in paths[:count]])
+
+
+def picture_loader(takes: Signature, tools: Tools, words: str) -> Callable[[Path], tuple[str, Tensor]]:
+    """What makes the model's input of a picture, named for errors. Raises UsageError where it takes no pictures."""
     if list(takes.axes) != ["pixel_values"]:
-        raise UsageError(f"{source.words} holds pictures, which alone are no inputs of this model; {takes.words}")
+        raise UsageError(f"{words} holds pictures, which alone are no inputs of this model; {takes.words}")
     if tools.images is None:
         raise UsageError(
-            f"{source.words} holds pictures, and the model has no image processor here; give whole inputs in Python, "
+            f"{words} holds pictures, and the model has no image processor here; give whole inputs in Python, "
             "calibration=[inputs, ...]"
         )
-    processor, paths = tools.images(), list(source.items)
-    order.shuffle(paths)
-    channels = takes.axes["pixel_values"][1]
-    made = [(str(path), pixels(path, processor, gray=channels == 1)) for path in paths[:count]]
-    return takes.picture_batches(made)
+    processor, gray = tools.images(), takes.axes["pixel_values"][1] == 1
+    return lambda path: (str(path), pixels(path, processor, gray))

@@ -10,7 +10,8 @@ Tables on disk, for a weight (batch, rows, cols) with groups = ceil(cols / M):
                   positions uint8 (batch, rows, bytes): 2 bits each, 2 a group
                   values float (batch, rows, groups, 2)
     V:N:M@strip   the same, but columns int16 (batch, ceil(rows / V), groups, 4), column of the weight; int32 where
-                  cols > 32768. (Signed, because few tools read uint16.)
+                  cols > 32768. (Signed, because few tools read uint16.) Where the rows of strips are no neighbours also
+                  rows int32 (batch, rows): row i of the other tables is row rows[i] of the weight.
     unstructured  positions uint8 (batch, rows, ceil(cols / 8)), one bit a weight; values float (kept,), row by row
 Stored as bf16, values are bfloat16. Stored as int8, they are int8 in -127..127, and one more table goes with them:
                   scales float32 (batch, rows), the weight is value * scale; 0 for a row that keeps only zeros
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sparsec.errors import ArtifactError, PatternError
 from sparsec.pattern import NM, Pattern, SharedColumns, Strip, Unstructured, kept_columns
-from sparsec.selection import Selection
+from sparsec.selection import Selection, as_stored, in_place
 from sparsec.selection_checks import check_indices
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 Values = Literal["fp32", "bf16", "int8"]
 """How stored values are rounded. fp32: not at all; a weight of another type is stored in that type."""
 VALUE_BYTES: dict[Values, int] = {"fp32": 4, "bf16": 2, "int8": 1}
+TABLES = ("values", "positions", "columns", "scales", "rows")
+"""The names of all tables, in their order."""
 _INT16_COLUMNS = 1 << 15  # indices below it fit int16
 INT8_MAX = 127  # -128 is left out, so that a magnitude fits 7 bits and two products fit 16
 
@@ -50,11 +53,12 @@ class SparseLayout:
     positions: Tensor
     columns: Tensor | None = None
     scales: Tensor | None = None
+    rows: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tables by the names they are stored under."""
-        tables = {"values": self.values, "positions": self.positions, "columns": self.columns, "scales": self.scales}
-        return {name: table for name, table in tables.items() if table is not None}
+        named = ((name, getattr(self, name)) for name in TABLES)
+        return {name: table for name, table in named if table is not None}
 
     @property
     def stored(self) -> str:
@@ -76,7 +80,7 @@ class SparseLayout:
         columns = self.columns
         if isinstance(self.pattern, Strip) and columns is not None:
             columns = columns.int()
-        return Selection(positions, columns)
+        return Selection(positions, columns, rows=self.rows)
 
 
 def compress(weight: Tensor, pattern: Pattern, selection: Selection) -> SparseLayout:
@@ -92,16 +96,17 @@ def compress(weight: Tensor, pattern: Pattern, selection: Selection) -> SparseLa
     if isinstance(pattern, Unstructured):
         return SparseLayout(pattern, shape, weight[selection.positions.bool()] + 0.0, positions)
     index, padding = kept_columns(pattern, selection, shape[2])
-    values = weight.gather(2, index.flatten(2)).view(index.shape)
+    values = as_stored(weight, selection.rows).gather(2, index.flatten(2)).view(index.shape)
     spare = padding if selection.kept is None else padding | ~selection.kept
     values = values.masked_fill(spare, 0.0) + 0.0  # + 0.0 turns -0.0 into +0.0
     columns = selection.columns
     if columns is not None:
-        columns = columns.to(_column_type(pattern, shape[2]))
-    return SparseLayout(pattern, shape, values, positions, columns)
+        columns = columns.to(column_type(pattern, shape[2]))
+    return SparseLayout(pattern, shape, values, positions, columns, rows=selection.rows)
 
 
-def _column_type(pattern: Pattern, cols: int) -> torch.dtype:
+def column_type(pattern: Pattern, cols: int) -> torch.dtype:
+    """What the table `columns` of a pattern holds."""
     import torch
 
     if not isinstance(pattern, Strip):
@@ -164,7 +169,8 @@ def decompress(layout: SparseLayout, dtype: torch.dtype | None = None) -> Tensor
         return weight
     index, padding = kept_columns(pattern, selection, layout.shape[2])
     # A padding slot names a column that is kept too: its 0 must be added, not stored over the real value.
-    return weight.scatter_add_(2, index.flatten(2), values.masked_fill(padding, 0.0).flatten(2))
+    stored = weight.scatter_add_(2, index.flatten(2), values.masked_fill(padding, 0.0).flatten(2))
+    return in_place(stored, layout.rows)
 
 
 def validate(layout: SparseLayout, where: str) -> None:
@@ -185,12 +191,16 @@ def validate(layout: SparseLayout, where: str) -> None:
         expected["columns"] = (batch, pattern.strips(rows), pattern.groups(cols), 4)
     if layout.values.dtype == torch.int8:
         expected["scales"] = (batch, rows)
+    if layout.rows is not None and not isinstance(pattern, Strip):
+        raise ArtifactError(f"{where}: a table of rows belongs to strips; {pattern} has none")
+    if layout.rows is not None:
+        expected["rows"] = (batch, rows)
     for name, shape in expected.items():
         table = layout.tensors().get(name)
         if table is None or tuple(table.shape) != shape:
             found = "nothing" if table is None else str(tuple(table.shape))
             raise ArtifactError(f"{where}: table {name} of {pattern} must have shape {shape}, found {found}")
-        integers = {"positions": torch.uint8, "columns": _column_type(pattern, cols)}
+        integers = {"positions": torch.uint8, "columns": column_type(pattern, cols), "rows": torch.int32}
         if name in integers and table.dtype != integers[name]:
             wanted = str(integers[name]).removeprefix("torch.")
             raise ArtifactError(f"{where}: table {name} must be {wanted}, found {table.dtype}")
@@ -220,19 +230,22 @@ def _validate_values(layout: SparseLayout, where: str) -> None:
         raise ArtifactError(f"{where}: the scales must be finite float32 numbers, 0 or more")
 
 
-def table_bytes(pattern: Pattern, shape: tuple[int, int, int], value_bytes: int = 4) -> int:
-    """Bytes of all tables of a weight of this shape, without building them. One byte a value is int8, with scales."""
+def table_bytes(pattern: Pattern, shape: tuple[int, int, int], value_bytes: int = 4, moved: bool = False) -> int:
+    """Bytes of all tables of a weight of this shape, without building them. One byte a value is int8, with scales.
+
+    moved: with a table of rows.
+    """
     batch, rows, cols = shape
     pattern = pattern.executable
     fields, bits = _fields(pattern, shape)
-    others = batch * rows * ((fields * bits + 7) // 8)
+    others = batch * rows * ((fields * bits + 7) // 8 + (4 if moved else 0))
     if value_bytes == VALUE_BYTES["int8"]:
         others += 4 * batch * rows
     if isinstance(pattern, Unstructured):
         return others + value_bytes * batch * pattern.kept(rows, cols)
     assert isinstance(pattern, (NM, SharedColumns))
     if isinstance(pattern, SharedColumns):
-        others += batch * pattern.strips(rows) * pattern.groups(cols) * 4 * _column_type(pattern, cols).itemsize
+        others += batch * pattern.strips(rows) * pattern.groups(cols) * 4 * column_type(pattern, cols).itemsize
     return others + value_bytes * batch * rows * pattern.groups(cols) * pattern.n
 
 

@@ -42,15 +42,20 @@ def packed_calls(module: GraphModule) -> list[PackedCall]:
     """All calls on packed tables, each checked; raises ArtifactError naming the site."""
     found = []
     for node in _fx.calls(module.graph, nm_linear):
-        _, *tables, _, pattern, in_features = node.args[:7]
-        tables += node.args[7:] or [None]  # scales
+        _, *tables, _, pattern, in_features, scales, rows = _filled(node, 9)
+        tables += [scales, rows]
         found.append(_packed_call(module, node, tables, pattern, in_features, None))
     for node in _fx.calls(module.graph, nm_weight):
-        *tables, pattern, in_features, axes, parameter = node.args[:7]
-        tables += node.args[7:8] or [None]
+        *tables, pattern, in_features, axes, parameter, scales, _, rows = _filled(node, 10)
+        tables += [scales, rows]
         view = (axes, parameter)
         found.append(_packed_call(module, node, tables, pattern, in_features, view))
     return found
+
+
+def _filled(node: Node, count: int) -> list[Any]:
+    """A call's arguments, None for those it leaves out at the end."""
+    return [*node.args, *[None] * count][:count]
 
 
 def _packed_call(
@@ -59,8 +64,9 @@ def _packed_call(
     site = str(tables[0].target).removesuffix("_values")
     tensors = [_fx.get_tensor(module, str(table.target)) if table is not None else None for table in tables]
     try:
-        values, positions, columns, scales = tensors
-        layout = layout_of(values, positions, columns, str(pattern), int(in_features), scales)  # type: ignore[arg-type]
+        values, positions, columns, *more = tensors
+        facts = str(pattern), int(in_features)
+        layout = layout_of(values, positions, columns, *facts, *more)  # type: ignore[arg-type]
     except PatternError as error:
         raise ArtifactError(f"{site}: {error}") from error
     validate(layout, site)

@@ -37,6 +37,10 @@ def resolved(recipe: Recipe) -> tuple[Recipe, Solver]:
         "--drop-slow": recipe.drop_slow,
         "--calib": recipe.calib,
         "--text-columns": recipe.text_columns,
+        "--train": recipe.train,
+        "--eval": recipe.eval,
+        "--task": recipe.task,
+        "--label-column": recipe.label_column,
     }
     if wrong := [option for option, given in asked.items() if given]:
         raise UsageError(

@@ -1,9 +1,9 @@
 """The operators of sparsec's own that a graph may call, with their portable references.
 
-    nm_linear(x, values, positions, columns?, bias?, pattern, in_features, scales?) -> y
+    nm_linear(x, values, positions, columns?, bias?, pattern, in_features, scales?, rows?) -> y
         `x`: (..., in_features); the tables are those of `layout` with batch 1; `y`: (..., out_features).
         With scales (int8 values) and V:N:M, x is rounded to int8 too: see `int8_linear`. N:M has no such kernel.
-    nm_weight(values, positions, columns?, pattern, in_features, axes, shape, scales?, dtype?) -> weight
+    nm_weight(values, positions, columns?, pattern, in_features, axes, shape, scales?, dtype?, rows?) -> weight
         The dense parameter of `shape` that the tables hold, seen through a `WeightView` with these axes: for layers
         that have no sparse kernel, whose weights are stored packed all the same. `dtype`: where it is not the values'.
     expert_linear(x, offsets, weight) -> y
@@ -30,13 +30,13 @@ from sparsec.view import WeightView
 _library = torch.library.Library("sparsec", "DEF")
 _library.define(
     "nm_weight(Tensor values, Tensor positions, Tensor? columns, str pattern, int in_features, int[] axes, int[] shape,"
-    " Tensor? scales=None, ScalarType? dtype=None) -> Tensor"
+    " Tensor? scales=None, ScalarType? dtype=None, Tensor? rows=None) -> Tensor"
 )
 _library.define("expert_linear(Tensor x, Tensor offsets, Tensor weight) -> Tensor")
 _library.define("expert_linear_backward(Tensor grad, Tensor x, Tensor offsets, Tensor weight) -> (Tensor, Tensor)")
 _library.define(
     "nm_linear(Tensor x, Tensor values, Tensor positions, Tensor? columns, Tensor? bias, str pattern, "
-    "int in_features, Tensor? scales=None) -> Tensor"
+    "int in_features, Tensor? scales=None, Tensor? rows=None) -> Tensor"
 )
 SMALLEST_TOKEN = 2.0**-100  # the largest magnitude below which a token's activations count as zeros, in int8
 
@@ -48,10 +48,11 @@ def layout_of(
     pattern: str,
     in_features: int,
     scales: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> SparseLayout:
     """The layout that the table arguments of an nm_linear call describe."""
     shape = (positions.shape[0], positions.shape[1], in_features)
-    return SparseLayout(Pattern.parse(pattern), shape, values, positions, columns, scales)
+    return SparseLayout(Pattern.parse(pattern), shape, values, positions, columns, scales, rows)
 
 
 def rounds_activations(layout: SparseLayout) -> bool:
@@ -97,8 +98,9 @@ def _nm_linear(
     pattern: str,
     in_features: int,
     scales: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
-    layout = layout_of(values, positions, columns, pattern, in_features, scales)
+    layout = layout_of(values, positions, columns, pattern, in_features, scales, rows)
     if rounds_activations(layout):
         return int8_linear(x, layout, bias)
     return torch.nn.functional.linear(x, decompress(layout, x.dtype)[0], bias)
@@ -113,6 +115,7 @@ def _nm_linear_fake(
     pattern: str,
     in_features: int,
     scales: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], positions.shape[1])
 
@@ -127,9 +130,11 @@ def _nm_weight(
     shape: list[int],
     scales: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     view = WeightView(tuple(axes), tuple(shape))
-    return view.to_parameter(decompress(layout_of(values, positions, columns, pattern, in_features, scales), dtype))
+    layout = layout_of(values, positions, columns, pattern, in_features, scales, rows)
+    return view.to_parameter(decompress(layout, dtype))
 
 
 def _nm_weight_fake(
@@ -142,6 +147,7 @@ def _nm_weight_fake(
     shape: list[int],
     scales: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     return values.new_empty(shape, dtype=dtype or (values if scales is None else scales).dtype)
 

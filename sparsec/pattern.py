@@ -30,7 +30,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sparsec.columns import Solver
 from sparsec.errors import PatternError
-from sparsec.grouping import MOST_COMPARED, Violations, kept_of, largest, most_in, offenders, offsets_of, pad_columns
+from sparsec.grouping import (
+    MOST_COMPARED,
+    Violations,
+    kept_of,
+    largest,
+    most_in,
+    offenders,
+    offsets_of,
+    pad_columns,
+    two_of_four,
+)
 from sparsec.pattern_base import MAX_M, Pattern
 from sparsec.selection import Selection
 from sparsec.vnm import VNM, SharedColumns, Strip
@@ -197,6 +207,9 @@ class NM(Pattern):
         cols = score.shape[2]
         if cols % self.m or self.m > MOST_COMPARED:
             return super().choose(score, columns)
+        if (self.n, self.m) == (2, 4):
+            mask, offsets = two_of_four(score)
+            return Selection(offsets), mask
         positions, masks = [], []
         for part in score.flatten(0, 1).split(max(1, _CHUNK_ELEMENTS // cols)):
             kept = kept_of(part.unflatten(1, (-1, self.m)).permute(2, 0, 1).contiguous(), self.n)

@@ -78,8 +78,8 @@ class Pattern(ABC):
         score = score[None] if score.dim() == 2 else score
         if score.dim() != 3 or not score.numel():
             raise PatternError(f"{self}: expected scores (batch, rows, cols), not empty; found {tuple(score.shape)}")
-        low, high = (float(end) for end in score.aminmax())  # one pass; NaN goes through
-        if not 0 <= low <= high < float("inf"):
+        low, total = float(score.amin()), float(score.sum())  # NaN goes through
+        if not (low >= 0 and total < float("inf")) and not 0 <= low <= float(score.amax()) < float("inf"):
             raise PatternError(f"{self}: scores must be finite and not negative; found NaN, Inf or values below 0")
         return score
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Iterable
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sparsec import _fx, graph, modes, store
 from sparsec.errors import ArtifactError, GraphError, UsageError
-from sparsec.pattern import Pattern
+from sparsec.pattern import Pattern, Strip
 from sparsec.selection import Selection
-from sparsec.selection_checks import check_selection
+from sparsec.selection_checks import check_rows, check_selection
 from sparsec.sites import Exclusion, Site, SiteTable
 from sparsec.view import WeightView
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 FACTS = frozenset({"traced", "selected", "masked", "permuted", "trained", "frozen", "lowered"})
 FORMAT = "sparsec-program"
 _SELECTIONS, _EXAMPLE = "selections.safetensors", "example.safetensors"
+_SHARED = "shared_rows"  # table of `Site.rows`
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class Program:
 
     def clone(self) -> Program:
         """Copy the graph, share the tensors: editing the copy, or writing its sites, leaves this program as it is."""
-        tensors = [*self.module.parameters(), *self.module.buffers()]
-        return self.replace(module=copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors}))
+        from sparsec import late  # it is built on torch
+
+        return self.replace(module=late.copy_of(self.module))
 
     def set_mode(self, mode: modes.Mode) -> None:
         """Switch the graph to `train` or `eval`, in place."""
@@ -129,6 +130,7 @@ class Program:
                 if site.selection
                 for table, tensor in site.selection.tensors().items()
             }
+            selections |= {f"{site.name}:{_SHARED}": site.rows for site in self.sites if site.rows is not None}
             store.save_tensors(folder / _SELECTIONS, selections)
             store.save_tensors(folder / _EXAMPLE, self.inputs)
             state = {
@@ -203,7 +205,7 @@ def _site_line(site: Site) -> str:
 
 
 def _site_to_json(site: Site) -> dict[str, Any]:
-    kept = ("selection", "pattern", "view")
+    kept = ("selection", "pattern", "view", "rows")
     entry = {f.name: getattr(site, f.name) for f in dataclasses.fields(site) if f.name not in kept}
     entry["view"] = dataclasses.asdict(site.view)
     return {**entry, "pattern": str(site.pattern) if site.pattern else None, "selected": site.selection is not None}
@@ -223,4 +225,9 @@ def _site_from_json(entry: dict[str, Any], selections: dict[str, Tensor]) -> Sit
     parsed = Pattern.parse(pattern) if pattern else None
     if parsed and selection:
         check_selection(parsed, selection, view.shape, name)
-    return Site(**fields, pattern=parsed, selection=selection)
+    rows = selections.get(f"{name}:{_SHARED}")
+    if rows is not None:
+        if not isinstance(parsed, Strip) or rows.shape != view.shape[:2] or rows.dtype.itemsize != 4:
+            raise ArtifactError(f"{name}: rows that share strips, found for {pattern} of shape {view.shape}")
+        check_rows(rows, parsed.v, name)
+    return Site(**fields, pattern=parsed, selection=selection, rows=rows)

@@ -23,6 +23,7 @@ from sparsec.layout import Values
 from sparsec.pattern import Pattern
 from sparsec.pipeline import Pass
 from sparsec.registry import backend, backend_class, pass_class, passes
+from sparsec.strict_yaml import strict_loader
 
 if TYPE_CHECKING:
     from sparsec.backend import Backend
@@ -32,6 +33,10 @@ DEFAULT_PASSES = ""
 """Decided when the model is loaded: WITH_DATA where there is calibration data for it, else WITHOUT_DATA."""
 WITH_DATA, WITHOUT_DATA = "oneshot", "mask | freeze"
 Dtype = Literal["fp32", "bf16", "fp16"]
+Head = Literal["sequence-classification", "image-classification", "regression", "causal-lm"]
+"""The kinds of head that a task gives a Hugging Face model."""
+Task = Literal["", "sequence-classification", "image-classification", "regression", "causal-lm", "none"]
+"""What is trained for; empty: what the data say. none: no labels, only a teacher."""
 DTYPES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """As torch and transformers call them."""
 _SHORT = reprlib.Repr()  # aliases of aliases in YAML could be written out without end
@@ -67,6 +72,14 @@ class Recipe(pydantic.BaseModel):
     max_seq_length: int = pydantic.Field(LENGTH, gt=0)
     text_columns: tuple[str, ...] = ()
     """The column with the text, or two for pairs; empty: the usual names are looked for."""
+    train: str = ""
+    """DATA of the passes that train; see `sparsec.training.labelled`."""
+    eval: str = ""
+    """DATA on which the dense and the sparse model are judged by the task's metrics, never trained on."""
+    label_column: str = ""
+    """The column with the label; empty: the usual names are looked for."""
+    task: Task = ""
+    """Gives a Hugging Face model the head of this task before it is traced; empty: the model's own is kept."""
 
     @pydantic.field_validator("targets")
     @classmethod
@@ -91,7 +104,7 @@ class Recipe(pydantic.BaseModel):
     @classmethod
     def _backends_parse(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         for text in texts:
-            _name_and_options(text, "backend")
+            name_and_options(text, "backend")
         return texts
 
     @pydantic.field_validator("tokens")
@@ -109,7 +122,7 @@ class Recipe(pydantic.BaseModel):
         import yaml
 
         try:
-            data = yaml.load(path.read_text(), _yaml_loader())  # a SafeLoader
+            data = yaml.load(path.read_text(), strict_loader())  # a SafeLoader
         except OSError as error:
             raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
         except RecipeError as error:
@@ -134,37 +147,6 @@ class Recipe(pydantic.BaseModel):
 
         text: str = yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
         return text
-
-
-def _yaml_loader() -> Any:
-    """YAML's safe loader, stricter: no tag means anything, a key stands once, and 2:4 stays text (YAML 1.1 would read
-    it as a number in base 60)."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [(key.value, key.start_mark.line + 1) for key, _ in node.value if isinstance(key.value, str)]
-            for i, (key, line) in enumerate(keys):
-                if key in dict(keys[:i]):
-                    raise RecipeError(f"line {line}: the key {key!r} stands twice; the first one would be lost")
-            return super().construct_mapping(node, deep)
-
-    def refuse(loader: yaml.SafeLoader, node: yaml.Node) -> None:
-        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-        raise RecipeError(
-            f"line {node.start_mark.line + 1}: found the YAML tag {tag}; a recipe is plain data (text, numbers, lists, "
-            "mappings) and makes no objects; nothing was run. Write the value itself, without a tag"
-        )
-
-    numbers = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-    resolvers = yaml.SafeLoader.yaml_implicit_resolvers
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in entries if tag not in numbers]
-        for first, entries in resolvers.items()
-    }
-    Loader.add_constructor(None, refuse)  # None: every tag that the safe loader does not know
-    Loader.add_implicit_resolver(numbers[0], re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
-    return Loader
 
 
 def parse_passes(text: str) -> tuple[Pass, ...]:
@@ -203,7 +185,7 @@ def make_pass(name: str, options: dict[str, Any]) -> Pass:
 
 def make_backend(text: str) -> Backend:
     """A backend from its name and options, such as `onnx{weights=dense}`. Raises UsageError or RecipeError."""
-    name, options = _name_and_options(text, "backend")
+    name, options = name_and_options(text, "backend")
     if not options:
         return backend(name)
     cls = backend_class(name)
@@ -218,7 +200,8 @@ def make_backend(text: str) -> Backend:
         raise RecipeError(f"backend {name}: {_explain(error)} (its options: {', '.join(fields)})") from None
 
 
-def _name_and_options(text: str, what: str) -> tuple[str, dict[str, str]]:
+def name_and_options(text: str, what: str) -> tuple[str, dict[str, str]]:
+    """`onnx{weights=dense}` as a name and options; `what` it names, in words. Raises RecipeError for a syntax error."""
     tokens = _tokens(text, what)
     kind, name = next(tokens)
     if kind != "word":

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -59,18 +59,43 @@ def working(out: Path, key: dict[str, Any], resume: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def key_of(program: Program, recipe: dict[str, Any]) -> dict[str, Any]:
-    """All that the bits of work on a traced program depend on, for a recipe as plain data."""
+def joined(out: Path, key: dict[str, Any]) -> Path:
+    """The folder of the work for `out` that another process of the same compile has begun.
+
+    Raises UsageError unless it is there and of this key: only process 0 makes it.
+    """
+    folder = folder_of(out)
+    if not (folder / KEY).is_file():
+        raise UsageError(
+            f"{folder}, which process 0 has made, is not there; choose an -o on a file system that all processes see"
+        )
+    if found := _difference(_read(folder / KEY), json.loads(json.dumps(key))):
+        raise UsageError(f"this process compiles something else than process 0: {found}; start all with one command")
+    return folder
+
+
+def key_of(program: Program, recipe: dict[str, Any], others: Sequence[str] = ()) -> dict[str, Any]:
+    """All that the bits of work on a traced program depend on, for a recipe as plain data.
+
+    `others`: what it names inside of longer texts, such as the teachers of its passes.
+    """
     import numpy
     import torch
 
-    files = files_of([recipe, program.origin.get("folder", "")])
+    files = files_of([recipe, program.origin.get("folder", ""), *others])
     key = {"recipe": recipe, "files": files, "threads": torch.get_num_threads()}
     key |= {"sparsec": __version__, "torch": torch.__version__, "numpy": numpy.__version__}
-    key |= {"processor": torch.backends.cpu.get_cpu_capability()}
+    key |= {"processor": torch.backends.cpu.get_cpu_capability(), "processes": _processes()}
     if not program.origin.get("folder"):
         key["weights"] = {name: graph.content_hash(value) for name, value in program.module.named_parameters()}
     return key
+
+
+def _processes() -> int:
+    """How many of torch.distributed work together: their sums are rounded in another order."""
+    from torch import distributed
+
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def files_of(data: Any) -> dict[str, list[int]]:

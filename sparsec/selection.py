@@ -28,22 +28,40 @@ class Selection:
 
     Of an intersection, the tables are those of its first pattern, and a row may keep fewer than N of a group:
     `kept`, bool, (batch, rows, groups, N), is false where a slot is spare, padding included; None: all are kept.
+
+    `rows`, int32, (batch, rows), of strips whose rows are not V neighbours each: row i of the other tables, which is in
+    strip i // V, is row `rows[i]` of the weight; ascending in a strip. None: every row is where it stands.
     """
 
     positions: Tensor
     columns: Tensor | None = None
     kept: Tensor | None = None
+    rows: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tables by name, as they are stored."""
-        tables = {"positions": self.positions, "columns": self.columns, "kept": self.kept}
+        tables = {"positions": self.positions, "columns": self.columns, "kept": self.kept, "rows": self.rows}
         return {name: table for name, table in tables.items() if table is not None}
 
     @staticmethod
     def of(tables: Mapping[str, Tensor], prefix: str = "") -> Selection:
         """The inverse of `tensors`, of tables whose names may begin with `prefix`; KeyError without positions."""
-        columns, kept = (tables.get(f"{prefix}{name}") for name in ("columns", "kept"))
-        return Selection(tables[f"{prefix}positions"], columns, kept)
+        others = (tables.get(f"{prefix}{name}") for name in ("columns", "kept", "rows"))
+        return Selection(tables[f"{prefix}positions"], *others)
+
+
+def as_stored(weight: Tensor, rows: Tensor | None) -> Tensor:
+    """A weight (batch, rows, cols) with its rows in the order of the tables: see `Selection.rows`."""
+    return weight if rows is None else weight.gather(1, rows.long()[:, :, None].expand_as(weight))
+
+
+def in_place(stored: Tensor, rows: Tensor | None) -> Tensor:
+    """The inverse of `as_stored`."""
+    import torch
+
+    if rows is None:
+        return stored
+    return torch.empty_like(stored).scatter_(1, rows.long()[:, :, None].expand_as(stored), stored)
 
 
 def kept_only(weight: Tensor, mask: Tensor) -> Tensor:

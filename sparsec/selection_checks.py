@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sparsec.errors import ArtifactError
 from sparsec.intersection import Intersection
 from sparsec.pattern import NM, Pattern, SharedColumns, Strip, Unstructured, kept_columns
 from sparsec.selection import Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_selection(pattern: Pattern, selection: Selection, shape: tuple[int, int, int], where: str) -> None:
@@ -22,6 +27,8 @@ def check_selection(pattern: Pattern, selection: Selection, shape: tuple[int, in
     if isinstance(pattern, SharedColumns):
         kind = torch.int32 if isinstance(pattern, Strip) else torch.uint8
         expected["columns"] = (batch, pattern.strips(rows), pattern.groups(cols), 4), kind
+    if selection.rows is not None and isinstance(pattern, Strip):
+        expected["rows"] = (batch, rows), torch.int32
     if isinstance(stated, Intersection):
         expected["kept"] = expected["positions"][0], torch.bool
     found = {name: (tuple(table.shape), table.dtype) for name, table in selection.tensors().items()}
@@ -48,10 +55,24 @@ def check_indices(pattern: Pattern, selection: Selection, shape: tuple[int, int,
     slots = 4 if isinstance(pattern, SharedColumns) else pattern.m  # type: ignore[attr-defined]
     if bool((positions >= slots).any()) or bool((positions.diff(dim=3) <= 0).any()):
         raise ArtifactError(f"{where}: positions must be ascending and below {slots}")
+    if selection.rows is not None:
+        assert isinstance(pattern, Strip)
+        check_rows(selection.rows, pattern.v, where)
     if isinstance(pattern, SharedColumns):
         _check_columns(selection, pattern, cols, where)
         if bool((positions[:, :, -1] >= max(pattern.real_slots(cols), pattern.n)).any()):
             raise ArtifactError(f"{where}: a position of the tail group names padding though real columns are left")
+
+
+def check_rows(rows: Tensor, v: int, where: str) -> None:
+    """A permutation of all rows, ascending in each strip."""
+    import torch
+
+    every = torch.arange(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    if not torch.equal(rows.sort(1).values, every.expand_as(rows)):
+        raise ArtifactError(f"{where}: the table of rows must name each of 0 to {rows.shape[1] - 1} once")
+    if any(bool((strip.diff(dim=1) < 0).any()) for strip in rows.split(v, 1)):
+        raise ArtifactError(f"{where}: the rows of a strip must be ascending in the table of rows")
 
 
 def _check_columns(selection: Selection, pattern: SharedColumns, cols: int, where: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from sparsec.errors import UsageError
 from sparsec.intersection import joined
 from sparsec.layout import Values
+from sparsec.methods import Training
 from sparsec.onnxrequest import BACKEND as ONNX_BACKEND
 from sparsec.onnxrequest import is_onnx
 from sparsec.pattern import NM, VNM, Pattern
@@ -44,6 +45,11 @@ def recipe_of(
     target_speedup: float | None = None,
     solver: str | None = None,
     also: str | None = None,
+    train: str | None = None,
+    evaluation: str | None = None,
+    label_column: str | None = None,
+    task: str | None = None,
+    training: Training | None = None,
 ) -> Recipe:
     """The recipe that the options say: a file's, changed by what else was given."""
     data: dict[str, Any] = Recipe.read(recipe).model_dump() if recipe else {"targets": {}, "passes": DEFAULT_PASSES}
@@ -53,7 +59,12 @@ def recipe_of(
             "--score, --columns and --solver write the pruning pass; with --passes, put them there: "
             "mask{score=wanda, columns=l1} | freeze, or oneshot{solver=alps}"
         )
-    passes = passes or _pruning(score, columns, solver)
+    training = training or Training()
+    if passes and training.given:
+        raise UsageError(
+            f"{training.given[0]} writes the training pass; with --passes, put it there: admm{{epochs=3, lr=5e-5}}"
+        )
+    passes = passes or training.passes(_pruning(score, columns, solver), task or data.get("task", ""))
     chosen = _OUTSIDE_BRACES.split(backend) if backend else None
     if not chosen and not recipe and is_onnx(model or ""):
         chosen = [ONNX_BACKEND]  # an .onnx file becomes an .onnx file, and nothing else
@@ -61,7 +72,13 @@ def recipe_of(
     changes |= {"tokens": tokens, "drop_slow": drop_slow or None, "dtype": dtype}
     changes |= {"calib": calib, "num_calibration_samples": num_calibration_samples, "max_seq_length": max_seq_length}
     changes |= {"text_columns": text_columns.split(",") if text_columns else None}
+    changes |= {"train": train, "eval": evaluation, "label_column": label_column, "task": task}
     data |= {key: value for key, value in changes.items() if value is not None}
+    if training.method and not data.get("train"):
+        raise UsageError(
+            f"--method {training.method} trains: add --train DATA, such as glue/sst2 or a .csv with a column label; "
+            "with --teacher it may be text without labels, and 'none' the --task"
+        )
     needed = next((_NEEDS[name] for name in map(_name, data.get("backends", ())) if name in _NEEDS), None)
     if needed and not also:
         targets = _with_also(targets, needed, [NM, VNM])

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sparsec.description import task_words
+
 if TYPE_CHECKING:
     from sparsec.backend import Check
     from sparsec.inspection import Found
@@ -44,6 +46,10 @@ def manifest(data: dict[str, Any], folder_bytes: int) -> None:
     error = quality["relative_error"]  # None where it could not be measured
     figure = "" if error is None else f"relative error {error:.3f}, "
     out.print(f"[bold]Quality[/] {escape(quality['words'])}; {figure}on {quality['samples']}")
+    if "task" in quality:
+        out.print(f"[bold]Task[/] {escape(task_words(quality['task']))}")
+    if "training" in data:
+        out.print(f"[bold]Trained[/] on {escape(_trained(data['training']))}")
     if "magnitude" in quality:
         out.print(_beside_magnitude(quality))
     if "calibration" in data:
@@ -57,6 +63,12 @@ def manifest(data: dict[str, Any], folder_bytes: int) -> None:
         out.print(f"[green]proven[/] {check['name']}: {check['detail']}")
     if "speed" in data:
         out.print(speed_table(data["speed"], "kernel"))
+
+
+def _trained(training: dict[str, Any]) -> str:
+    classes = training.get("classes", ())
+    words = [training["words"], *([f"classes {', '.join(classes)}"] if classes else [])]
+    return "; ".join([*words, *([training["head"]] if "head" in training else [])])
 
 
 def _beside_magnitude(quality: dict[str, Any]) -> Table:

@@ -75,8 +75,11 @@ class Signature:
                 return int(self.program.module.get_parameter(str(node.args[0].target)).shape[0])
         return None
 
-    def token_batches(self, samples: Sequence[Sample]) -> tuple[dict[str, Tensor], ...]:
-        """Samples of one length together, short ones first. Raises UsageError for an input that no tokens make."""
+    def token_batches(self, samples: Sequence[Sample], size: int | None = None) -> tuple[dict[str, Tensor], ...]:
+        """Samples of one length together, short ones first, `size` in a batch or by their tokens.
+
+        Raises UsageError for an input that no tokens make.
+        """
         import torch
 
         assert self.ids
@@ -89,7 +92,7 @@ class Signature:
             by_length.setdefault(len(one.ids), []).append(one)
         batches = []
         for length, group in sorted(by_length.items()):
-            for part in self._cut(self.ids, group, max(1, _TOKENS // length)):
+            for part in self._cut(self.ids, group, size or max(1, _TOKENS // length)):
                 ids = torch.tensor([one.ids for one in part])
                 types = torch.tensor([one.types or [0] * length for one in part])
                 made = {"attention_mask": torch.ones_like(ids), "token_type_ids": types, self.ids: ids}
@@ -101,7 +104,9 @@ class Signature:
         axis = self.axes.get(_DECODER, [1, (1, None)])[1]
         return axis if isinstance(axis, int) else max(axis[0], min(length // 2, axis[1] or length))
 
-    def picture_batches(self, pictures: Sequence[tuple[str, Tensor]]) -> tuple[dict[str, Tensor], ...]:
+    def picture_batches(
+        self, pictures: Sequence[tuple[str, Tensor]], size: int = _PICTURES
+    ) -> tuple[dict[str, Tensor], ...]:
         """Pictures, named for errors, as (batch, channels, height, width)."""
         import torch
 
@@ -112,16 +117,20 @@ class Signature:
                     f"{name}: the image processor makes {list(one.shape)} of it; {self.words}: correct the model's "
                     "preprocessor_config.json"
                 )
-        parts = self._cut("pixel_values", pictures, _PICTURES)
+        parts = self._cut("pixel_values", pictures, size)
         return tuple({"pixel_values": torch.stack([one for _, one in part]).to(example.dtype)} for part in parts)
 
     def _cut(self, name: str, items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         """Parts of about `size`; where the model takes only batches of one size, those, without the rest."""
+        size, last = self.batch(name, size), len(items)
+        if isinstance(self.axes[name][0], int):
+            last -= size - 1
+        return (items[i : i + size] for i in range(0, last, size))
+
+    def batch(self, name: str, size: int) -> int:
+        """Samples of a batch, `size` of them where the model takes so many as this input."""
         batch = self.axes[name][0]
-        if isinstance(batch, int):
-            return (items[i : i + batch] for i in range(0, len(items) - batch + 1, batch))
-        size = min(size, batch[1] or size)
-        return (items[i : i + size] for i in range(0, len(items), size))
+        return batch if isinstance(batch, int) else min(size, batch[1] or size)
 
     def check(self, batch: Mapping[str, Tensor], place: str) -> None:
         """Raise UsageError unless the program takes these inputs."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sparsec import _fx
+from sparsec.columns import Solver
 from sparsec.errors import GraphError, PatternError, UsageError
 from sparsec.pattern import Pattern
-from sparsec.selection import Selection
+from sparsec.selection import Selection, as_stored, in_place
 from sparsec.view import WeightView
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Site:
     selection: Selection | None = None
     retained: float | None = None
     """Share of the summed score that the selection keeps, 0 to 1."""
+    rows: Tensor | None = None
+    """Which rows share a strip, as `Selection.rows`, where that was decided before columns are chosen."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,6 +64,12 @@ class Site:
             raise GraphError(f"{self.name}: expected a weight of shape {self.shape}, found {tuple(weight.shape)}")
         new = nn.Parameter(self.view.to_parameter(weight.detach().to(old.dtype)), old.requires_grad)
         _fx.set_tensor(module, self.name, new)
+
+    def choose(self, score: Tensor, columns: Solver = "greedy") -> tuple[Selection, Tensor]:
+        """`Pattern.choose` of a score (batch, rows, cols), for strips of the site's `rows` where it has some."""
+        assert self.pattern is not None
+        selection, mask = self.pattern.choose(as_stored(score, self.rows), columns)
+        return dataclasses.replace(selection, rows=self.rows), in_place(mask, self.rows)
 
     def replace(self, **changes: Any) -> Site:
         """A copy with some fields changed."""

@@ -6,18 +6,15 @@ pictures or of a data set, or the name of a hub data set with its configuration 
 
 from __future__ import annotations
 
-import csv
-import functools
-import io
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparsec import text
+from sparsec import tables, text
 from sparsec.errors import UsageError
+from sparsec.tables import ANY, Row, Table
 
 if TYPE_CHECKING:
     import random
@@ -34,12 +31,11 @@ _PAIRS = (
     ("question1", "question2"),
     ("question", "sentence"),
     ("#1 string", "#2 string"),
+    ("sentence_a", "sentence_b"),
 )
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+){0,2}")
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 _PIECE = 8  # characters of consecutive text for each token of a sample: a sample is mostly one piece of text
-Row = tuple[str, Any]
-"""Where it stands, such as `line 3`, and what: one or two texts, or token ids."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Source:
     kind: Literal["documents", "texts", "ids", "pictures"]
     """Documents are cut into samples of full length; a row of texts or ids is a sample."""
     items: Iterable[Any]
-    """Documents: str. Texts and ids: Row. Pictures: Path."""
+    """Documents: str. Texts and ids: Row, of one or two texts, or of token ids. Pictures: Path."""
     words: str
 
 
@@ -79,175 +75,79 @@ def read(source: str, columns: Sequence[str], length: int, order: random.Random)
             "the recipe's calibration batches were given in Python and are not kept in it; give the same ones again "
             "with calibration=..., or name other data with --calib"
         )
-    if len(columns) > 2:
-        raise UsageError(f"--text-columns {','.join(columns)}: expected one column, or two for pairs of texts")
     if not source:
         return Source("documents", text.docstrings(order), "docstrings of the Python standard library")
     path = Path(source)
-    if path.is_dir():
-        files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in PICTURES)
-        if pictures := list(files):
-            return Source("pictures", pictures, path.name)
-        return _table(*_dataset(str(path)), columns, path.name)
-    if not path.exists():
-        return _table(*_dataset(source), columns, source)
-    if path.suffix.lower() == ".parquet":
-        return _table(*_parquet(path), columns, path.name)
-    content = _text_of(path)
-    if path.suffix.lower() == ".txt":
-        pieces = _pieces(content, length * _PIECE)
-        order.shuffle(pieces)
-        return Source("documents", pieces, path.name)
-    if path.suffix.lower() == ".jsonl":
-        return _jsonl(content, columns, path.name)
-    return _delimited(content, columns, path.name, tabs=path.suffix.lower() == ".tsv")
+    if found := pictures(path):
+        return Source("pictures", found, path.name)
+    if is_prose(path, columns):
+        parts = pieces(path, length)
+        order.shuffle(parts)
+        return Source("documents", parts, path.name)
+    table = table_of(source, columns)
+    if not columns and IDS in table.columns:
+        return Source("ids", id_rows(table), table.name)
+    chosen = text_columns(table, columns)
+    return Source("texts", text_rows(table, chosen), words_of(table, chosen))
 
 
-def _text_of(path: Path) -> str:
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path.name} is no UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    if not content.strip():
-        raise UsageError(f"{path.name} is empty; expected text")
-    return content
+def pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder and the folders in it; none for what is no folder."""
+    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in PICTURES] if folder.is_dir() else []
 
 
-def _pieces(content: str, characters: int) -> list[str]:
-    """The paragraphs, or else the lines, joined to pieces of at least so many characters."""
+def is_prose(path: Path, columns: Sequence[str]) -> bool:
+    """Whether a file is text as a whole: a .txt, but where columns are asked for, then it is a table with tabs."""
+    return path.suffix.lower() == ".txt" and path.is_file() and not columns
+
+
+def table_of(source: str, wanted: Sequence[str], splits: Sequence[str] = ("train", ANY)) -> Table:
+    """The table that a file or data set is. `wanted`: columns to be read, of a data set's first of `splits`."""
+    path = Path(source)
+    if not path.is_file():
+        return tables.dataset(source, path.name if path.is_dir() else source, splits)
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return tables.parquet(path)
+    content = tables.text_of(path)
+    if kind == ".jsonl":
+        return tables.jsonl(content, path.name)
+    return tables.delimited(content, wanted, path.name, kind != ".csv", _SINGLE)
+
+
+def pieces(path: Path, length: int) -> list[str]:
+    """The paragraphs, or else the lines, of a text file, joined to pieces of at least about `length` tokens."""
+    content = tables.text_of(path)
     parts, mark = _PARAGRAPHS.split(content), "\n\n"
     if len(parts) == 1:
         parts, mark = content.splitlines(), "\n"
-    pieces: list[str] = []
+    found: list[str] = []
     current, size = [], 0
     for part in parts:
         current.append(part)
         size += len(part)
-        if size >= characters:
-            pieces.append(mark.join(current))
+        if size >= length * _PIECE:
+            found.append(mark.join(current))
             current, size = [], 0
-    return [*pieces, mark.join(current)] if size else pieces
+    return [*found, mark.join(current)] if size else found
 
 
-def _delimited(content: str, wanted: Sequence[str], name: str, tabs: bool) -> Source:
-    """Rows of a .csv or .tsv file. Columns that are called by number (the first is 0) mean that it has no header."""
-    if tabs:  # quotes are text there, and often unbalanced
-        reader = csv.reader(io.StringIO(content), delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(io.StringIO(content))
-    try:
-        rows = [(reader.line_num, row) for row in reader if any(row)]
-    except csv.Error as error:
-        raise UsageError(f"{name}, line {reader.line_num}: {error}; expected comma-separated text") from error
-    first = rows[0][1]
-    header = [cell.strip() for cell in first]
-    if wanted and all(column.isdigit() for column in wanted):
-        chosen, header = tuple(wanted), [str(i) for i in range(len(first))]
-        _known(chosen, header, name)
-    elif not wanted and len(header) == 1 and header[0].lower() not in _SINGLE:
-        chosen, header = ("0",), ["0"]
-    else:
-        numbers = " (a file without header: give the columns' numbers, the first is 0)"
-        chosen, rows = _choose(header, wanted, name, numbers), rows[1:]
-    places = [header.index(column) for column in chosen]
-
-    def texts() -> Iterator[Row]:
-        for line, row in rows:
-            if len(row) <= max(places):
-                raise UsageError(
-                    f"{name}, line {line}: found {len(row)} columns, expected at least {max(places) + 1}; correct it"
-                )
-            yield f"line {line}", tuple(row[place] for place in places)
-
-    return Source("texts", list(texts()), _column_words(name, chosen if header != ["0"] else ()))
-
-
-def _jsonl(content: str, wanted: Sequence[str], name: str) -> Source:
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-            raise UsageError(f"{name}, line {number} is no JSON: {reason}; expected one object a line") from error
-        if not isinstance(row, dict):
-            raise UsageError(f'{name}, line {number}: expected an object such as {{"text": ...}}, found {line[:40]!r}')
-        rows.append((f"line {number}", row))
-
-    def values(columns: Sequence[str]) -> Iterator[Row]:
-        for place, row in rows:
-            if missing := [column for column in columns if column not in row]:
-                raise UsageError(f"{name}, {place}: there is no {missing[0]!r}; it has {', '.join(row) or 'no keys'}")
-            yield place, tuple(row[column] for column in columns)
-
-    return _table(list(rows[0][1]), values, wanted, name)
-
-
-def _parquet(path: Path) -> tuple[list[str], Callable[[Sequence[str]], Iterator[Row]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UsageError(f"{path.name}: reading parquet needs more: pip install 'sparsec[train]' ({error})") from None
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"{path.name} is no parquet file that can be read: {_line_of(error)}") from error
-    return table.column_names, functools.partial(_rows_of, table.to_pydict())
-
-
-def _dataset(name: str) -> tuple[list[str], Callable[[Sequence[str]], Iterator[Row]]]:
-    """A data set of the hub, of its cache, or of a folder: its training split, or else its first."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise UsageError(
-            f"DATA {name} is no file or folder of pictures; data sets need: pip install 'sparsec[train]' ({error})"
-        ) from None
-    datasets.disable_progress_bars()
-    owner, _, config = name.rpartition("/")
-    tries: list[tuple[str, ...]] = [(name,)] if "/" not in owner or Path(name).exists() else []
-    if owner and not Path(name).exists():
-        tries.append((owner, config))  # a/b may be owner/name or name/config
-    reasons = []
-    for arguments in tries:
-        try:
-            found = datasets.load_dataset(*arguments)
-        except Exception as error:  # whatever network, cache, builders and their file readers raise
-            reasons.append(_line_of(error))
-            continue
-        split = "train" if "train" in found else next(iter(found))
-        return found[split].column_names, functools.partial(_rows_of, found[split])
-    raise UsageError(
-        f"DATA {name}: no data set of this name could be loaded ({'; '.join(dict.fromkeys(reasons))}). Without a "
-        "network only what the hub's cache holds is there; a local .txt, .csv, .tsv, .jsonl or .parquet file needs none"
-    )
-
-
-def _rows_of(table: Any, columns: Sequence[str]) -> Iterator[Row]:
-    return ((f"row {i}", values) for i, values in enumerate(zip(*(table[name] for name in columns), strict=True)))
-
-
-def _table(
-    found: list[str], values: Callable[[Sequence[str]], Iterator[Row]], wanted: Sequence[str], name: str
-) -> Source:
-    """Texts, or token ids, of a table that has the columns `found`."""
-    if not wanted and IDS in found:
-        return Source("ids", [(place, _checked_ids(ids, name, place)) for place, (ids,) in values([IDS])], name)
-    chosen = _choose(found, wanted, name)
+def text_rows(table: Table, columns: Sequence[str]) -> list[Row]:
+    """The texts of these columns; one that is missing is empty."""
     rows = []
-    for place, row in values(chosen):
-        for column, value in zip(chosen, row, strict=True):
+    for place, row in table.values(columns):
+        for column, value in zip(columns, row, strict=True):
             if value is not None and not isinstance(value, str):
                 raise UsageError(
-                    f"{name}, {place}: {column} is {str(value)[:40]!r}; expected text (token ids belong in {IDS})"
+                    f"{table.name}, {place}: {column} is {str(value)[:40]!r}; expected text (token ids belong in {IDS})"
                 )
         rows.append((place, tuple(value or "" for value in row)))
-    return Source("texts", rows, _column_words(name, chosen))
+    return rows
+
+
+def id_rows(table: Table) -> list[Row]:
+    """The token ids of its column for them."""
+    return [(place, _checked_ids(ids, table.name, place)) for place, (ids,) in table.values([IDS])]
 
 
 def _checked_ids(ids: Any, name: str, place: str) -> list[int]:
@@ -256,37 +156,26 @@ def _checked_ids(ids: Any, name: str, place: str) -> list[int]:
     raise UsageError(f"{name}, {place}: {IDS} is {str(ids)[:40]}; expected a list of token ids, numbers from 0")
 
 
-def _choose(found: Sequence[str], wanted: Sequence[str], name: str, hint: str = "") -> tuple[str, ...]:
+def text_columns(table: Table, wanted: Sequence[str], but: Sequence[str] = ()) -> tuple[str, ...]:
+    """The columns of one or two texts: `wanted`, or those of usual names, or the only one there is beside `but`."""
+    if len(wanted) > 2:
+        raise UsageError(f"--text-columns {','.join(wanted)}: expected one column, or two for pairs of texts")
     if wanted:
-        _known(wanted, found, name, hint)
+        table.check(wanted, "--text-columns")
         return tuple(wanted)
+    found = [column for column in table.columns if column not in but]
     by_name = {column.lower(): column for column in reversed(found)}
-    for usual in (*((one,) for one in _SINGLE), *_PAIRS):
+    for usual in (*_PAIRS, *((one,) for one in _SINGLE)):  # pairs first: `question` and `sentence` belong together
         if all(column in by_name for column in usual):
             return tuple(by_name[column] for column in usual)
     if len(found) == 1:
         return (found[0],)
     raise UsageError(
-        f"{name}: which column holds the text? Expected text, sentence or another usual name; its columns are "
-        f"{_listed(found)}; say which with --text-columns{hint}"
+        f"{table.name}: which column holds the text? Expected text, sentence or another usual name; its columns are "
+        f"{table.listed}; say which with --text-columns{table.hint}"
     )
 
 
-def _known(wanted: Sequence[str], found: Sequence[str], name: str, hint: str = "") -> None:
-    for column in wanted:
-        if column not in found:
-            raise UsageError(
-                f"{name} has no column {column!r} (--text-columns); its columns are {_listed(found)}{hint}"
-            )
-
-
-def _listed(columns: Sequence[str]) -> str:
-    return ", ".join(repr(column[:40]) for column in columns[:20]) + (", ..." if len(columns) > 20 else "")
-
-
-def _column_words(name: str, columns: Sequence[str]) -> str:
-    return f"{name} ({' and '.join(columns)})" if columns else name
-
-
-def _line_of(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def words_of(table: Table, columns: Sequence[str]) -> str:
+    """The table's name, and which of its columns were taken where there is a choice."""
+    return table.name if not table.header and len(table.columns) == 1 else f"{table.name} ({' and '.join(columns)})"

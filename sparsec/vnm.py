@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sparsec import columns as column_choice
@@ -12,7 +12,7 @@ from sparsec.columns import COLUMNS_PER_BLOCK, EXACT_MAX_M, SOLVERS, Solver
 from sparsec.errors import PatternError
 from sparsec.grouping import Violations, largest, most_in, offenders, pad_columns
 from sparsec.pattern_base import MAX_M, Pattern
-from sparsec.selection import Selection
+from sparsec.selection import Selection, as_stored, in_place
 from sparsec.strips import canonical, real_in_last, strip_columns
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class SharedColumns(Pattern):
 
     @abstractmethod
     def absolute_columns(self, selection: Selection, cols: int) -> Tensor:
-        """Column in the weight of every slot of every row, (batch, rows, groups, 4) int64."""
+        """Column in the weight of every slot of every row of the tables, (batch, rows, groups, 4) int64."""
 
     def mask(self, selection: Selection, cols: int) -> Tensor:
         import torch
@@ -73,7 +73,7 @@ class SharedColumns(Pattern):
         batch, rows, *_ = selection.positions.shape
         kept = self.absolute_columns(selection, cols).gather(3, selection.positions.long())
         mask = torch.zeros(batch, rows, cols, dtype=torch.bool, device=kept.device)
-        return mask.scatter_(2, kept.flatten(2), True)
+        return in_place(mask.scatter_(2, kept.flatten(2), True), selection.rows)
 
     def _check_solver(self, solver: Solver) -> None:
         if solver not in SOLVERS:
@@ -156,6 +156,8 @@ class VNM(SharedColumns):
 class Strip(SharedColumns):
     """Per strip of `v` rows keep 4 * ceil(cols / `m`) columns from anywhere; in each row 2 of every four of them.
 
+    A strip is `v` rows below each other, or any `v` rows, which a table then names (`Selection.rows`).
+
     Weights alone cannot disprove that they follow it: all groupings would have to be tried. So `violations` tests what
     must hold for any grouping, and `violations_of` what must hold for the stored one. A projected score shows its
     grouping where V is 32 or more, and is projected to itself. With fewer rows, or rows whose kept weights are partly
@@ -164,6 +166,9 @@ class Strip(SharedColumns):
 
     index: ClassVar[Literal["window", "strip"]] = "strip"
     decidable: ClassVar[bool] = False
+
+    ROWS: ClassVar[int] = 16
+    """Of a strip that kernels take at once: they run a strip pattern whose V is a multiple."""
 
     def __str__(self) -> str:
         return f"{super().__str__()}@strip"
@@ -182,42 +187,57 @@ class Strip(SharedColumns):
         self._check_solver(columns)
         return self.select(score, torch.stack([strip_columns(one, self.v, self.m, columns) for one in score]))
 
-    def select(self, score: Tensor, columns: Tensor) -> Selection:
+    def select(self, score: Tensor, columns: Tensor, rows: Tensor | None = None) -> Selection:
         """Keep the 2 largest scores of every four columns.
 
-        score: (batch, rows, cols); columns: (batch, strips, groups, 4), see `strips.canonical`, which is applied.
+        score: (batch, rows, cols); columns: (batch, strips, groups, 4), see `strips.canonical`, which is applied. rows:
+        (batch, rows) of integers, which rows make up a strip, V by V; brought into the order of `Selection.rows`.
         """
         import torch
 
         cols = score.shape[2]
+        if rows is not None:
+            rows = torch.cat([strip.sort(1).values for strip in rows.split(self.v, 1)], 1).to(torch.int32)
+        score = as_stored(score, rows)
         columns = canonical(columns, cols).to(score.device)
         by_row = columns.repeat_interleave(self.v, dim=1)[:, : score.shape[1]]
         found = score.gather(2, by_row.flatten(2)).view(by_row.shape)
         found[:, :, -1, self.real_slots(cols) :] = -1  # a spare slot loses against every real column
         positions = largest(found.flatten(0, 1), self.n).view(*found.shape[:3], self.n)
-        return Selection(positions, columns.to(torch.int32))
+        return Selection(positions, columns.to(torch.int32), rows=rows)
 
     def absolute_columns(self, selection: Selection, cols: int) -> Tensor:
         assert selection.columns is not None
         return selection.columns.long().repeat_interleave(self.v, dim=1)[:, : selection.positions.shape[1]]
 
     def violations(self, weight: Tensor) -> Violations:
-        """Rows with more nonzeros, and strips with more nonzero columns, than any choice of columns allows."""
+        """Rows with more nonzeros, and strips with more nonzero columns, than any choice of columns allows.
+
+        Strips of neighbouring rows; where rows moved, `row_violations` holds, and `violations_of` knows the strips.
+        """
         import torch
 
         _, rows, cols = weight.shape
-        nonzero, groups, real = weight != 0, self.groups(cols), self.real_slots(cols)
-        by_row = offenders(nonzero.sum(2), self.n * (groups - 1) + min(self.n, real), "row", 1)
+        nonzero, groups, by_row = weight != 0, self.groups(cols), self.row_violations(weight)
         padded = torch.nn.functional.pad(nonzero, (0, 0, 0, self.strips(rows) * self.v - rows))
         columns = padded.unflatten(1, (-1, self.v)).any(2).sum(2)
         by_strip = offenders(columns, COLUMNS_PER_BLOCK * groups, "rows from", self.v)
         return Violations(by_row.count + by_strip.count, (by_row.first + by_strip.first)[:3])
 
+    def row_violations(self, weight: Tensor) -> Violations:
+        """Rows with more nonzeros than any choice of columns and rows allows."""
+        cols = weight.shape[2]
+        most = self.n * (self.groups(cols) - 1) + min(self.n, self.real_slots(cols))
+        return offenders((weight != 0).sum(2), most, "row", 1)
+
     def violations_of(self, weight: Tensor, selection: Selection) -> Violations:
         """Columns of `selection` that are in two groups of a strip; where there are none, as for every pattern."""
         twice = self.shared_twice(selection, weight.shape[2]).nonzero()
-        if not len(twice):
+        if not len(twice) and selection.rows is None:
             return super().violations_of(weight, selection)
+        if not len(twice):  # the rows of a strip become neighbours
+            found = super().violations_of(as_stored(weight, selection.rows), replace(selection, rows=None))
+            return Violations(found.count, tuple(f"in the order of its row table: {text}" for text in found.first))
         first = tuple(
             f"rows from {s * self.v}{f' of matrix {b}' if weight.shape[0] > 1 else ''}: column {c} is in two groups"
             for b, s, c in twice[:3].tolist()
@@ -235,3 +255,8 @@ class Strip(SharedColumns):
         own[:, :, -1, self.real_slots(cols) :] = 0  # spare slots repeat a column of their group
         counts = torch.zeros(batch, strips, cols, dtype=torch.int64, device=columns.device)
         return counts.scatter_add_(2, columns.flatten(2), own.flatten(2)) > 1
+
+
+def violations_alone(pattern: Pattern, weight: Tensor, moved: bool) -> Violations:
+    """What a weight (batch, rows, cols) shows without tables; `moved`: its strips are not of neighbouring rows."""
+    return pattern.row_violations(weight) if moved and isinstance(pattern, Strip) else pattern.violations(weight)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparsec.intersection import Intersection
 from sparsec.pattern import NM, VNM, Pattern, Strip, Unstructured
+from sparsec.selection import Selection, as_stored
 
 KINDS = ("normal", "ties", "zeros", "spikes")
 
@@ -24,6 +25,14 @@ def vnm_patterns(largest_v: int = 7, largest_m: int = 20) -> st.SearchStrategy[V
 
 def strip_patterns(largest_v: int = 7, largest_m: int = 20) -> st.SearchStrategy[Strip]:
     return st.builds(Strip, st.integers(1, largest_v), st.just(2), st.integers(4, largest_m))
+
+
+@st.composite
+def moved_selections(draw: st.DrawFn, pattern: Strip, score: Tensor) -> Selection:
+    """Of a strip pattern, any rows in a strip; of a score (batch, rows, cols)."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    rows = torch.stack([torch.randperm(score.shape[1], generator=generator) for _ in score])
+    return pattern.select(score, pattern.project(as_stored(score, rows)).columns, rows)
 
 
 def unstructured_patterns() -> st.SearchStrategy[Unstructured]:

@@ -74,11 +74,11 @@ def loop(method: Method, pattern: str = "2:4", program: Program | None = None, *
     """A loop over the tiny task, on a program of its own."""
     program = (program or wide({"*": pattern})).clone()
     own(program)
-    size, batches = options.pop("size", 16), options.pop("batches", None)
+    size, batches, group = options.pop("size", 16), options.pop("batches", None), options.pop("group", None)
     data = resolve(context(batches), "train", "test", program, size)
     model = GraphModel(program, options.pop("objective", Objective((CrossEntropy(),))), options.pop("teacher", None))
     settings = Settings(**{"epochs": 2, "lr": 0.01, "weight_decay": 0.1, **options})
-    return Loop(model, Engine(program, method), data, settings, seed=3)
+    return Loop(model, Engine(program, method), data, settings, seed=3, group=group)
 
 
 def engine(weight: list[list[float]], pattern: str, method: Method) -> tuple[Engine, nn.Parameter]:

@@ -17,6 +17,7 @@ from sparsec.backends.hf.model import HfModule, pretrained
 from sparsec.backends.hf.writing import CONFIG, INDEX, SINGLE, sha256
 from sparsec.errors import ArtifactError
 from sparsec.pattern import Pattern
+from sparsec.vnm import violations_alone
 
 
 def verify(folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Check]:
@@ -81,7 +82,7 @@ def _faults(site: dict[str, Any], tensor: Tensor) -> list[str]:
     if list(tensor.shape) != list(view["parameter"]):
         return [f"{name}: expected shape {view['parameter']}, found {list(tensor.shape)}"]
     weight = tensor.permute(*view["axes"]).reshape(site["shape"])
-    violations = Pattern.parse(site["pattern"]).violations(weight)
+    violations = violations_alone(Pattern.parse(site["pattern"]), weight, site.get("moved", False))
     if violations.count:
         return [f"{name}: breaks {site['pattern']}, first at {violations.first[0]} ({violations.count} in all)"]
     negative = int(((weight == 0) & torch.signbit(weight)).sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,13 @@ class Skeleton:
     """Stored name -> all names of this tensor, itself among them."""
 
 
-def skeleton(folder: Path, class_name: str) -> Skeleton:
-    """The state of the model that a folder's configuration describes; its weights are not read."""
+def skeleton(folder: Path, class_name: str, head: Mapping[str, Any]) -> Skeleton:
+    """The state of the model that a folder's configuration describes; its weights are not read.
+
+    `head`: what the configuration says of a head that the folder does not hold.
+    """
     cls, config = _class(class_name), _config(folder)
+    config.update(dict(head))
     with torch.device("meta"):
         model = cls(config)
     tied: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})  # name -> the one that is stored

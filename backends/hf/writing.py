@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,8 @@ def write(program: Program, folder: Path, shard_bytes: int) -> Emitted:
     origin, class_name = Path(program.origin["folder"]), str(program.origin["class"])
     folder.mkdir()
     dtype = _main_dtype(program)
-    parts = _Parts(program, origin, class_name, dtype)
+    head = program.origin.get("head", {})  # of a task: the origin's folder may hold another one, or none
+    parts = _Parts(program, origin, class_name, dtype, head)
     shards = list(_shards(parts, shard_bytes))
     hashes: dict[str, str] = {}
     index: dict[str, str] = {}
@@ -92,10 +93,10 @@ def _main_dtype(program: Program) -> str:
 class _Parts:
     """Every tensor of the model's state: the program's, or else the origin's."""
 
-    def __init__(self, program: Program, origin: Path, class_name: str, dtype: str) -> None:
+    def __init__(self, program: Program, origin: Path, class_name: str, dtype: str, head: Mapping[str, Any]) -> None:
         self._module = program.module
         self._dtype: torch.dtype = getattr(torch, dtype)
-        known: Skeleton = skeleton(origin, class_name)
+        known: Skeleton = skeleton(origin, class_name, head)
         self._in_program: dict[str, str] = {}
         for stored, names in known.names.items():
             found = next((name for name in names if _fx.has_tensor(self._module, name)), None)
@@ -178,7 +179,7 @@ def _config(program: Program, origin: Path, class_name: str, dtype: str) -> dict
     """The origin's configuration with ours in it (rule 3 of the backend)."""
     config: dict[str, Any] = json.loads((origin / CONFIG).read_text())
     _set_dtype(config, dtype)
-    config |= {"architectures": [class_name], "dtype": dtype}
+    config |= {"architectures": [class_name], "dtype": dtype, **program.origin.get("head", {})}
     sites = {site.name: str(site.pattern) for site in program.sites.sparse}
     weights = [(math.prod(site.shape), _density(program, site)) for site in program.sites.sparse]
     patterns = set(sites.values())

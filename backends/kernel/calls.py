@@ -16,12 +16,18 @@ def has_kernel(call: PackedCall) -> bool:
 
 def no_kernel(pattern: Pattern, stored: str) -> str | None:
     """Why values of a linear layer that are stored like this (see `SparseLayout.stored`) have no kernel, or None."""
-    if isinstance(pattern, Strip):
-        return f"no strip kernel yet: {pattern} is stored packed and multiplied dense; kernels read windows of columns"
-    if not isinstance(pattern, (NM, VNM)):
+    if not isinstance(pattern, (NM, VNM, Strip)):
         return f"{pattern} is stored small; no kernel makes it faster than dense"
+    if isinstance(pattern, Strip) and pattern.v % Strip.ROWS:
+        return (
+            f"{pattern} is stored packed and multiplied dense: kernels take {Strip.ROWS} rows of a strip at once, so V "
+            f"must be a multiple of {Strip.ROWS}"
+        )
     if stored == "int8" and not isinstance(pattern, VNM):
-        return f"{pattern} is stored as int8 and multiplied in float32: int8 kernels need the 4 shared columns of V:N:M"
+        return (
+            f"{pattern} is stored as int8 and multiplied in float32: int8 kernels need the 4 shared columns of V:N:M, "
+            "in windows"
+        )
     if stored not in ("fp32", "bf16", "int8"):
         return f"{stored} values of {pattern} are stored packed and multiplied in float32; they have no sparse kernel"
     return None

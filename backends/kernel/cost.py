@@ -48,7 +48,10 @@ log = logging.getLogger("sparsec")
 
 
 def series_of(pattern: Pattern, values: Values = "fp32") -> Pattern:
-    """The pattern whose series stands for this one: V does not matter to the float kernels up to M = 16."""
+    """The pattern whose series stands for this one: V does not matter to the float kernels up to M = 16.
+
+    It does to strips, whose columns are copied for every V rows: each has its own series.
+    """
     if isinstance(pattern, VNM) and pattern.m <= 16 and values != "int8":
         return NM(pattern.n, pattern.m)
     return pattern

@@ -16,7 +16,8 @@ from torch import Tensor
 from sparsec.backends.kernel.cpu import int8, stream
 from sparsec.backends.kernel.cpu.linear import stream_linear
 from sparsec.layout import SparseLayout, Values, compress, stored_as
-from sparsec.pattern import VNM, Dense, Pattern
+from sparsec.pattern import Dense, Pattern, SharedColumns, Strip
+from sparsec.selection import Selection
 
 _POOL_BYTES = 96 << 20  # of all copies of all series: several times what a core gets of a last-level cache
 _MOST_COPIES = 256
@@ -66,12 +67,30 @@ def _copies(first: Tensor, pool: Tensor) -> list[Tensor]:
 
 def _random_layout(pattern: Pattern, rows: int, cols: int) -> SparseLayout:
     """A weight of random values; one strip of rows is made and repeated, which a kernel cannot tell."""
-    strip = min(rows, pattern.v if isinstance(pattern, VNM) else 16)
+    strip = min(rows, pattern.v if isinstance(pattern, SharedColumns) else 16)
     weight, repeats = torch.rand(1, strip, cols) / cols, -(-rows // strip)
-    one = compress(weight, pattern, pattern.project(weight, "l1"))
+    one = compress(weight, pattern, random_selection(pattern, weight))
     values = one.values.repeat(1, repeats, 1, 1)[:, :rows]
     columns = None if one.columns is None else one.columns.repeat(1, repeats, 1, 1)
     return SparseLayout(pattern, (1, rows, cols), values, one.positions.repeat(1, repeats, 1)[:, :rows], columns)
+
+
+def random_selection(
+    pattern: Pattern, score: Tensor, moved: bool = False, generator: torch.Generator | None = None
+) -> Selection:
+    """Of strips any columns, whose search takes long and no kernel can tell; else the best of a score (1, rows, cols).
+
+    moved: the rows of a strip come from anywhere too.
+    """
+    if not isinstance(pattern, Strip):
+        return pattern.project(score, "l1")
+    _, rows, cols = score.shape
+    spare = torch.arange(cols, cols + 4)  # of a weight with fewer columns than slots
+    slots = 4 * pattern.groups(cols)
+    mixed = (torch.randperm(cols, generator=generator) for _ in range(pattern.strips(rows)))
+    columns = torch.stack([torch.cat([one, spare])[:slots] for one in mixed])
+    order = torch.randperm(rows, generator=generator)[None] if moved else None
+    return pattern.select(score, columns.view(1, len(columns), -1, 4), order)
 
 
 def _interleaved(calls: Sequence[Call], x: Tensor, budget: float) -> list[float]:

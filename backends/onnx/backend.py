@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sparsec import _fx, child, errors, ort
 from sparsec.backend import Backend, Check, CheckData, Emitted, Verdict
-from sparsec.backends.onnx.packed import why_dense
+from sparsec.backends.onnx.packed import no_product, why_dense
 from sparsec.layout import VALUE_BYTES, Values, table_bytes
 from sparsec.onnxfile import checks as onnxfile_checks
-from sparsec.pattern import NM, VNM
 from sparsec.uses import lowers_to_linear
 
 if TYPE_CHECKING:
@@ -103,7 +102,8 @@ class OnnxBackend(Backend):
         own: int = _fx.get_tensor(program.module, site.name).dtype.itemsize
         if self.weights == "packed" and not unpackable(site):
             value_bytes = own if values == "fp32" else VALUE_BYTES[values]  # fp32: not rounded further
-            return table_bytes(site.pattern, site.shape, value_bytes)  # type: ignore[arg-type]
+            moved = site.selection is not None and site.selection.rows is not None
+            return table_bytes(site.pattern, site.shape, value_bytes, moved)  # type: ignore[arg-type]
         return own * site.shape[0] * site.shape[1] * site.shape[2]
 
     def verify(self, folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Check]:
@@ -138,8 +138,8 @@ def why_not_linear(program: Program, site: Site) -> str | None:
     """Why a weight that is packed does not become NMLinear, or None."""
     assert site.pattern is not None
     dtype = _fx.get_tensor(program.module, site.name).dtype
-    if not isinstance(site.pattern.executable, (NM, VNM)):
-        return f"the kernels run N:M and V:N:M, not {site.pattern}"
+    if reason := no_product(site.pattern.executable, site.selection is not None and site.selection.rows is not None):
+        return reason
     if not lowers_to_linear(program.module, site):
         return f"the kernels run linear layers, this one is {site.kind}, read in parts or looked up"
     if str(dtype) != "torch.float32":

@@ -15,6 +15,7 @@ from sparsec.backends.onnx.session import NO_KERNEL, OnnxModule, first_line
 from sparsec.backends.onnx.widening import widen
 from sparsec.errors import SparsecError
 from sparsec.pattern import Pattern
+from sparsec.vnm import violations_alone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ def _difference(found: Tensor, packed: Tensor) -> str | None:
 def _pattern(site: dict[str, Any], found: Tensor) -> str | None:
     import torch
 
-    violations = Pattern.parse(site["pattern"]).violations(found)
+    violations = violations_alone(Pattern.parse(site["pattern"]), found, site.get("moved", False))
     if violations.count:
         return f"breaks {site['pattern']}, first at {violations.first[0]} ({violations.count} in all)"
     negative = ((found == 0) & torch.signbit(found)).nonzero()

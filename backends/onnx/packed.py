@@ -1,9 +1,10 @@
 """Sparse weights of an ONNX model as packed tables, in place of the dense initializers.
 
-1. Layers that are one plain product, y = x W^T + bias in float32, of N:M or V:N:M weights become the operator
+1. Layers that are one plain product, y = x W^T + bias in float32, of N:M, V:N:M or strip weights become the operator
    `sparsec::NMLinear`: onnxruntime with sparsec's library (`sparsec.ort`) runs a sparse kernel.
-2. Every other weight that has tables (convolutions, experts, strips, half precision, weights read twice) becomes
-   `sparsec::NMWeight`, which gives the weight itself under its own name.
+2. Every other weight that has tables (convolutions, experts, half precision, strips whose rows moved, weights read
+   twice) becomes `sparsec::NMWeight`, which gives the weight itself under its own name. Rows that moved are put back by
+   Gather.
 3. Both are also functions of the file in standard operators (`functions`): any runtime unpacks the tables when it loads
    the file, and multiplies densely.
 4. N:M needs no columns; it gets the offsets 0 .. M-1 in their place, so that one function serves every pattern.
@@ -18,9 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sparsec.backends.onnx.functions import DOMAIN, LINEAR, WEIGHT, functions
-from sparsec.pattern import NM, VNM, Pattern, SharedColumns, Strip
+from sparsec.pattern import NM, Pattern, SharedColumns, Strip
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sparsec.layout import SparseLayout
     from sparsec.view import WeightView
 
@@ -45,11 +48,18 @@ def why_dense(pattern: Pattern, shape: tuple[int, int, int]) -> str | None:
     return None
 
 
+def no_product(pattern: Pattern, moved: bool) -> str | None:
+    """Why no kernel of NMLinear multiplies by weights of this pattern, or None. `moved`: with a table of rows."""
+    if not isinstance(pattern, (NM, SharedColumns)) or (isinstance(pattern, Strip) and pattern.v % Strip.ROWS):
+        return f"the kernels run N:M, V:N:M and strips of a multiple of {Strip.ROWS} rows, not {pattern}"
+    return "NMLinear takes no table of rows, and its rows moved" if moved else None
+
+
 def linear_attributes(pattern: Pattern, cols: int) -> dict[str, int]:
-    """The attributes of NMLinear for a weight of this pattern, N:M or V:N:M, with so many columns."""
-    assert isinstance(pattern, (NM, VNM))
-    v = pattern.v if isinstance(pattern, VNM) else 0
-    return {"v": v, "n": pattern.n, "m": pattern.m, "in_features": cols}
+    """The attributes of NMLinear for a weight of this pattern, with so many columns."""
+    assert isinstance(pattern, (NM, SharedColumns))
+    facts = weight_attributes(pattern, cols)
+    return {"v": facts["v"], "n": pattern.n, "m": facts["m"], "in_features": cols}
 
 
 def weight_attributes(pattern: Pattern, cols: int) -> dict[str, int]:
@@ -60,7 +70,7 @@ def weight_attributes(pattern: Pattern, cols: int) -> dict[str, int]:
 
 
 def table_names(name: str, pattern: Pattern) -> list[str]:
-    """The initializers of a weight's values, positions and columns (rule 4)."""
+    """The initializers of a weight's values, positions and columns (rule 4); that of moved rows is `NAME_places`."""
     columns = f"sparsec.offsets_{pattern.m}" if isinstance(pattern, NM) else f"{name}_columns"
     return [f"{name}_values", f"{name}_positions", columns]
 
@@ -93,7 +103,8 @@ def to_packed_onnx(model: Any, weights: Mapping[str, PackedWeight]) -> set[str]:
 
 
 def _is_linear(layout: SparseLayout) -> bool:
-    return isinstance(layout.pattern, (NM, VNM)) and layout.shape[0] == 1 and layout.stored in ("fp32", "bf16")
+    runs = no_product(layout.pattern, layout.rows is not None) is None
+    return runs and layout.shape[0] == 1 and layout.stored in ("fp32", "bf16")
 
 
 def _is_product(node: Any, weight: Any, layout: SparseLayout) -> bool:
@@ -117,7 +128,7 @@ def _tables(graph: Any, name: str, layout: SparseLayout) -> list[Any]:
     import onnx_ir
     import torch
 
-    arrays = [_tensor(table) for table in layout.tensors().values()]
+    arrays = [_tensor(table) for name, table in layout.tensors().items() if name != "rows"]
     if isinstance(layout.pattern, NM):
         arrays.append(onnx_ir.tensor(torch.arange(layout.pattern.m, dtype=torch.uint8).view(1, 1, 1, -1).numpy()))
     names = table_names(name, layout.pattern)
@@ -141,6 +152,14 @@ def _initializer(graph: Any, name: str, tensor: Any) -> Any:
         tensor.name = name
         graph.register_initializer(onnx_ir.Value(name=name, const_value=tensor))
     return graph.initializers[name]
+
+
+def places(rows: Tensor) -> Tensor:
+    """Where each row of all matrices stands in the tables, (batch * rows,) int32, from `SparseLayout.rows`."""
+    import torch
+
+    starts = torch.arange(rows.shape[0], dtype=torch.int32)[:, None] * rows.shape[1]
+    return (rows.argsort(1).int() + starts).flatten()
 
 
 def _to_linear(graph: Any, gemm: Any, tables: list[Any], layout: SparseLayout) -> None:
@@ -174,6 +193,8 @@ def _to_weight(graph: Any, weight: Any, tables: list[Any], packed: PackedWeight)
         values = add("Cast", values, to=int(onnx_ir.DataType.FLOAT))
     facts = weight_attributes(layout.pattern, layout.shape[2])
     value = add(WEIGHT, values, positions, columns, domain=DOMAIN, **facts)
+    if layout.rows is not None:
+        value = add("Gather", value, _initializer(graph, f"{name}_places", _tensor(places(layout.rows))), axis=0)
     if weight.const_value.dtype != onnx_ir.DataType.FLOAT:
         value = add("Cast", value, to=int(weight.const_value.dtype))
     in_order = [view.parameter[axis] for axis in view.axes]

@@ -11,15 +11,15 @@ from sparsec.backends.onnx.backend import DATA
 from sparsec.backends.onnx.functions import DOMAIN, LINEAR, WEIGHT, functions
 from sparsec.backends.onnx.packed import linear_attributes, table_names, weight_attributes
 from sparsec.errors import ArtifactError, SparsecError
-from sparsec.layout import SparseLayout, decompress, validate
+from sparsec.layout import TABLES, SparseLayout, decompress, validate
 from sparsec.pattern import NM, Pattern
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TABLES = {"sparsec.nm_linear.default": (1, 5), "sparsec.nm_weight.default": (0, 3)}
+_CALLS = {"sparsec.nm_linear.default": (1, 5), "sparsec.nm_weight.default": (0, 3)}
 """Operators on packed tables -> where their arguments hold the values, and the pattern followed by the columns."""
-_LAYING_OUT = ("Reshape", "Transpose", "Cast")  # what may stand between NMWeight and the weight it gives
+_LAYING_OUT = ("Reshape", "Transpose", "Cast", "Gather")  # what may stand between NMWeight and the weight it gives
 
 
 class Weights:
@@ -154,6 +154,8 @@ class Weights:
         if step.op_type == "Reshape":
             shape = onnx.helper.get_attribute_value(self._makers[step.input[1]].attribute[0])
             return weight.reshape(list(shape))
+        if step.op_type == "Gather":  # rows that moved
+            return self._rows_in_place(weight, step)
         setting = onnx.helper.get_attribute_value(step.attribute[0])
         if step.op_type == "Transpose":
             return weight.permute(*setting)
@@ -165,6 +167,13 @@ class Weights:
         if setting not in types:
             raise ArtifactError(f"expected a floating-point weight, found a cast to type {setting}")
         return weight.to(types[setting])
+
+    def _rows_in_place(self, weight: Tensor, step: Any) -> Tensor:
+        places = self._tensor(step.input[1]).long()
+        axes = [attribute.i for attribute in step.attribute]
+        if axes != [0] or sorted(places.tolist()) != list(range(len(weight))):
+            raise ArtifactError(f"{step.input[1]} must name each of 0 to {len(weight) - 1} once, along axis 0")
+        return weight[places]
 
     def _check(
         self, node: Any, expected: dict[str, int], tables: list[str], site: dict[str, Any], pattern: Pattern
@@ -207,8 +216,8 @@ class PackedTables:
         self._calls = {}
         reads = {node["name"]: node["tensor"] for node in graph["nodes"] if "tensor" in node}
         for node in graph["nodes"]:
-            if node.get("op") in _TABLES:
-                first, pattern = _TABLES[node["op"]]
+            if node.get("op") in _CALLS:
+                first, pattern = _CALLS[node["op"]]
                 values = reads[node["args"][first]["node"]]
                 self._calls[values.removesuffix("_values")] = node["args"][pattern : pattern + 2]
 
@@ -218,11 +227,7 @@ class PackedTables:
         pattern = Pattern.parse(site["pattern"]).executable
         if self._calls.get(name) != [str(pattern), site["shape"][2]]:
             raise ArtifactError(f"expected packed tables of {pattern}, found {self._calls.get(name, 'none')}")
-        tables = {
-            table: self._tensors[f"{name}_{table}"]
-            for table in ("values", "positions", "columns")
-            if f"{name}_{table}" in self._tensors
-        }
+        tables = {table: self._tensors[f"{name}_{table}"] for table in TABLES if f"{name}_{table}" in self._tensors}
         try:
             layout = SparseLayout(pattern, tuple(site["shape"]), **tables)
             validate(layout, name)

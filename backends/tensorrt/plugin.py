@@ -48,7 +48,12 @@ _NO_COMPILER = (
 
 
 def pattern_of(v: int, n: int, m: int) -> NM | VNM:
-    """The pattern that a node's attributes say; v is 0 for N:M. Raises PatternError where there is none."""
+    """The pattern that a node's attributes say; v is 0 for N:M. Raises PatternError where there is none.
+
+    m is 0 for strips, which have a kernel on CPUs only.
+    """
+    if v and not m:
+        raise PatternError(f"the plugin runs windows of columns, and this is a strip of {v} rows; compile to {v}:2:8")
     return VNM(v, n, m) if v else NM(n, m)
 
 

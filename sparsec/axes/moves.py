@@ -24,7 +24,6 @@ def apply(program: Program, variable: Variable, permutation: Tensor) -> Program:
     else, and when a moved weight has a selection or a mask: patterns are chosen after permuting, not before.
     """
     import torch
-    from torch import nn
 
     if permutation.shape != variable.shape or permutation.is_floating_point():
         raise UsageError(
@@ -34,18 +33,59 @@ def apply(program: Program, variable: Variable, permutation: Tensor) -> Program:
     permutation = permutation.detach().cpu().long()
     if not torch.equal(permutation.sort(-1).values, torch.arange(variable.size).expand(variable.shape)):
         raise UsageError(f"{variable.name}: each row must hold every number from 0 to {variable.size - 1} once")
+    for move in variable.moves:
+        sizes = tuple(map(length, move.structures))
+        if (
+            not _fx.has_tensor(program.module, move.tensor)
+            or _fx.get_tensor(program.module, move.tensor).shape != sizes
+        ):
+            raise UsageError(
+                f"{variable.name} moves {move.tensor} of shape {sizes}, which this program has not: it is not the program "
+                "that was analysed; analyse it again"
+            )
     moved = {move.tensor for move in variable.moves}
     for site in program.sites:
         if site.name in moved and (site.selection is not None or site.mask is not None):
             raise UsageError(f"{variable.name} moves {site.name}, whose pattern is already chosen; permute before that")
     program = program.clone()
+    fold(program, variable, permutation)
+    return program
+
+
+def fold(program: Program, variable: Variable, permutation: Tensor) -> None:
+    """`apply` to the program itself, whose tensors are replaced; nothing is checked."""
+    from torch import nn
+
+    permutation = permutation.long()
     for move in variable.moves:
         old = _fx.get_tensor(program.module, move.tensor)
         new = old.detach()[_index(move, variable, permutation)].contiguous()
         _fx.set_tensor(
             program.module, move.tensor, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
         )
-    return program
+
+
+def numbered(move: Move, variable: Variable, dim: int) -> Tensor | None:
+    """Which thing of which context each element along a dimension is: context * size + thing, -1 for none.
+
+    Broadcasts to the tensor's shape; contexts are counted through `variable.per`, the last fastest. None where an
+    element has two things of the variable (an axis that is the product of an atom with itself).
+    """
+    import torch
+
+    rank, digits = len(move.structures), [list(_digits(structure)) for structure in move.structures]
+    result = _along(torch.full((length(move.structures[dim]),), -1), dim, rank)
+    for atom, value, _ in digits[dim]:
+        if atom != variable.atom:
+            continue
+        present, context = value >= 0, torch.zeros((1,) * rank, dtype=torch.int64)
+        for leaf in variable.per:
+            context = context * leaf.size + _companion(leaf.atom, digits, dim, present)
+        here = _along(present, dim, rank)
+        if bool((here & (result >= 0)).any()):
+            return None
+        result = torch.where(here, context * variable.size + _along(value, dim, rank), result)
+    return result
 
 
 def _index(move: Move, variable: Variable, permutation: Tensor) -> tuple[Tensor, ...]:

@@ -22,6 +22,7 @@ from sparsec.cli.terminal import (
     reporting,
     set_threads,
 )
+from sparsec.errors import UsageError
 
 
 def compile(
@@ -54,6 +55,28 @@ def compile(
         str | None, typer.Option(help="Importance: magnitude, wanda, ria, obs, taylor, fisher, seven.")
     ] = None,
     columns: Annotated[str | None, typer.Option(help="Column choice of V:N:M: l1, l2, greedy, exact.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Train under the pattern: admm, fixed-mask, ... (see sparsec passes), or 'admm{rho=1e-3}'."),
+    ] = None,
+    train: Annotated[str | None, typer.Option(help="DATA to train on: labels and text, ids or pictures.")] = None,
+    evaluation: Annotated[
+        str | None, typer.Option("--eval", help="DATA to judge by the task's metrics, dense and sparse.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="sequence-classification, image-classification, regression, causal-lm: a new head where the model "
+            "has none; or none. Default: what data and model say."
+        ),
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with the label. Default: label, score, ...")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of --method; default 3, admm 10.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Of --method, the highest learning rate; default 5e-5.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Of --method; default 16.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="MODEL whose outputs are learnt too; 'dense': MODEL itself as it was.")
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(help="Comma-separated: kernel, onnx, hf, tensorrt, torch24. Default: kernel.")
     ] = None,
@@ -79,6 +102,9 @@ def compile(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if sparsec wrote it.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted compile.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Read a .pt2 file, which can run code.")] = False,
+    log: Annotated[
+        Path | None, typer.Option(help="File for a line of JSON every few steps; a folder: for TensorBoard too.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -87,22 +113,30 @@ def compile(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with reporting(as_json):
         from sparsec import api
+        from sparsec.methods import Training, training_passes
         from sparsec.shorthand import recipe_of
+        from sparsec.training.distributed import rank_in_environment
 
         made = recipe_of(
             model, pattern, layer, ignore, include_pooler, recipe, passes, score, columns, backend, seed, values,
             tokens, drop_slow, onnx_weights, dtype=dtype, calib=calib, num_calibration_samples=num_calibration_samples,
             max_seq_length=max_seq_length, text_columns=text_columns, target_speedup=target_speedup,
-            solver=solver, also=also,
+            solver=solver, also=also, train=train, evaluation=evaluation, label_column=label_column, task=task,
+            training=Training(method, epochs, lr, batch_size, teacher),
         )  # fmt: skip
         if dry_run:
             sys.stdout.write(made.model_dump_json(indent=1) + "\n" if as_json else made.to_yaml())
             return None
+        if log and not training_passes(made.passes):
+            raise UsageError(f"--log {log}: no pass trains; add --method and --train, or leave it out")
         set_threads(threads)
         folder = out or Path(Path(made.model.replace(":", "-")).name + ".sparsec")
-        with progress(as_json) as show_progress:
+        other = bool(rank_in_environment())  # of several processes the first one speaks
+        with progress(as_json or other) as show_progress:
             options = api.Options(force, trust, min_quality, allow_dense, resume=resume, progress=show_progress)
-            artifact = api.compile_recipe(made, folder, options)
+            artifact = api.compile_recipe(made, folder, options, resources={"log": log} if log else None)
+        if other:
+            return None
         if as_json:
             return print_json({"path": str(folder), **artifact.manifest})
         from sparsec import show

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,8 @@ from sparsec.oneshot.stops import Stop, Use, bias_of, find_stops
 from sparsec.oneshot.stream import Stream
 from sparsec.oneshot.teams import is_plain, solve_team, teams_of
 
-_MANY_TOKENS = 4096  # of calibration data: above, freed memory is given back at every stop, which takes some time
+# Calibration tokens, weights of a site: above either, freed memory is given back twice a stop, which takes some time.
+_MANY_TOKENS, _LARGE_SITE = 4096, 1 << 20
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +106,7 @@ class _Walk:
     progress: Progress
     journal: Journal | None
     result: Result
+    much: bool = field(init=False)
 
     def run(self) -> None:
         module = self.program.module
@@ -114,7 +117,8 @@ class _Walk:
         original: Stream | None = None
         two = self.method.need == "cross" or self.method.calibration == "independent"
         dense = self.program.clone().module if two else module
-        many = sum(batch[0].numel() for batch in given) > _MANY_TOKENS
+        tokens = sum(batch[0].numel() for batch in given)
+        self.much = tokens > _MANY_TOKENS or any(math.prod(site.shape) > _LARGE_SITE for site in self.sites)
         passed: list[Tensor] = []
         for stop in stops:
             stream.advance(stop.node)
@@ -123,14 +127,16 @@ class _Walk:
             if original is not None:
                 original.advance(stop.node)
             mapping.release(*passed)  # rule 7
-            if many:
-                mapping.trim()
             passed = [_fx.get_tensor(dense, site.name) for site in stop.sites]  # before they are pruned
             self._prune(stop, known, stream, original)
             passed += [_fx.get_tensor(module, site.name) for site in stop.sites]
-        if many:
-            mapping.trim()
+            self._trim()
         self.progress("pruning", len(self.sites), len(self.sites))
+
+    def _trim(self) -> None:
+        """Give freed memory back, where there is much of it."""
+        if self.much:
+            mapping.trim()
 
     def _prune(self, stop: Stop, known: dict[str, dict[int, Moments]], stream: Stream, original: Stream | None) -> None:
         """The sites of a stop, all moments being forgotten at its end (rule 3)."""
@@ -159,6 +165,7 @@ class _Walk:
         if key not in measured:
             collectors = self._collect(site, uses, stream, original)
             measured[key] = {item: one.finish(site.name) for item, one in collectors.items()}
+            self._trim()
         found: dict[int, Moments] = measured[key]
         return found
 

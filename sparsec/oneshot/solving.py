@@ -111,7 +111,9 @@ def solve(
             note = f"the Gram matrix of its inputs is singular; damping was raised to {damping:g}"
     else:
         raise SparsecError(f"the Gram matrix of its inputs stays singular with damping {damping / 10:g}")
-    kept = (found.kept * found.mask).add_(0.0).to(weight.dtype)  # adding turns -0.0 into +0.0
+    zero = found.mask.new_zeros(())  # added, it turns -0.0 into +0.0
+    own = None if method.solver == "none" else found.kept  # of a solver: written to, for memory's sake
+    kept = torch.addcmul(zero, found.kept, found.mask, out=own).to(weight.dtype)
     if method.solver == "none" or problem is None:
         return Solved(kept, found.selection, None, found.retained, None, note or (problem.note if problem else ""))
     _check(kept, pattern, found)

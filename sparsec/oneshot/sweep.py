@@ -44,16 +44,17 @@ def sweep(weight: Tensor, gram: Tensor, ridge: float, pattern: NM | VNM) -> Tens
         torch.index_select(gram.index_select(0, rows), 1, order, out=part)
     hessian.diagonal().add_(ridge)
     kept = _sweep(weight.T.contiguous().index_select(0, order), hessian, pattern)
-    return kept.index_select(0, order.argsort()).T.contiguous()
+    del hessian  # the largest of all
+    return kept.T.index_select(1, order.argsort())
 
 
 def _sweep(weight: Tensor, hessian: Tensor, pattern: NM | VNM) -> Tensor:
-    """All is transposed here, (cols, rows): a column is one run of memory. `hessian` is overwritten."""
+    """All is transposed here, (cols, rows): a column is one run of memory. `weight` becomes the result, `hessian` F."""
     import torch
 
     cols, m = len(hessian), pattern.m
     factor = upper_factor_(hessian)
-    error, kept = torch.empty_like(weight), torch.empty_like(weight)
+    error = torch.empty_like(weight)
     block = max(m, _BLOCK // m * m)  # rule 1
     for start in range(0, cols, block):
         end = min(start + block, cols)
@@ -66,9 +67,10 @@ def _sweep(weight: Tensor, hessian: Tensor, pattern: NM | VNM) -> Tensor:
             if a > start:
                 moved = torch.addmm(moved, unit[start:a, a - start : b - start].T, error[start:a])
             best = torch.addmm(own, chooser.undo(a), moved - own)
-            kept[a:b] = chooser.choose(best, a)
-            torch.sub(own, kept[a:b], out=error[a:b])
-    return kept
+            kept = chooser.choose(best, a)
+            torch.sub(own, kept, out=error[a:b])
+            own.copy_(kept)
+    return weight
 
 
 def upper_factor_(hessian: Tensor) -> Tensor:

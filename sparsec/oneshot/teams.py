@@ -16,7 +16,7 @@ from sparsec.oneshot.moments import Moments
 from sparsec.oneshot.solving import Method, Solved, solve
 from sparsec.oneshot.stops import Stop, bias_of
 from sparsec.pattern import NM, SharedColumns
-from sparsec.selection import Selection
+from sparsec.selection import Selection, as_stored, in_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,10 +64,12 @@ def solve_team(
 
     first = team[0]
     assert first.pattern is not None
-    weights = [site.read(program.module) for site in team]
+    weights = [as_stored(site.read(program.module), site.rows) for site in team]  # strips are neighbours there
     weight = torch.cat(weights, 1) if len(team) > 1 else weights[0]
     biased = bias_of(program.module, first) is not None
     gradients = gathered.get(first.name)
+    if gradients is not None:
+        gradients = as_stored(gradients, first.rows)
     solved = []
     for item in range(first.shape[0]):
         extra = None if gradients is None else gradients[item]
@@ -97,14 +99,17 @@ def _entry(program: Program, site: Site, solved: Sequence[Solved], start: int) -
         torch.cat([one.selection.positions[:, rows] for one in solved]),
         torch.cat(columns) if columns else None,
         torch.cat(kept) if kept else None,
+        site.rows,
     )
     bias, shifts = bias_of(program.module, site), [one.bias_shift for one in solved if one.bias_shift is not None]
     if bias is not None and shifts:
         old = _fx.get_tensor(program.module, bias).detach()
-        new = (old.float() + torch.cat([shift[rows] for shift in shifts]).view(old.shape)).to(old.dtype)
+        shift = in_place(torch.stack([shift[rows] for shift in shifts])[:, :, None], site.rows)
+        new = (old.float() + shift.reshape(old.shape)).to(old.dtype)
+    weight = torch.stack([one.weight[rows] for one in solved]) if len(solved) > 1 else solved[0].weight[None, rows]
+    weight = in_place(weight, site.rows)
     errors = [one.error for one in solved if one.error is not None]
     scored = [one.retained for one in solved if one.retained is not None]
-    weight = torch.stack([one.weight[rows] for one in solved]) if len(solved) > 1 else solved[0].weight[None, rows]
     return Entry(
         weight,
         selection,

@@ -14,7 +14,8 @@ from sparsec.errors import UsageError
 from sparsec.pipeline import Context
 from sparsec.program import Program
 from sparsec.signature import Signature
-from sparsec.training.losses import LABELS
+from sparsec.training.labelled import Labelled
+from sparsec.training.losses import BESIDE
 
 Batch = dict[str, Tensor]
 
@@ -41,7 +42,7 @@ class Batches:
 
 
 def resolve(ctx: Context, name: str, who: str, program: Program, size: int) -> Batches:
-    """`ctx.resources[name]`: batches, or a function that gives them. A batch is a dict of inputs, and labels.
+    """`ctx.resources[name]`: batches, Labelled, or a function that gives them. A batch: a dict of inputs, and labels.
 
     Raises UsageError when there are none, or the program does not take them.
     """
@@ -51,12 +52,13 @@ def resolve(ctx: Context, name: str, who: str, program: Program, size: int) -> B
             f"pass {who} needs training data {name!r}: give it batches, dicts of input tensors and labels, in "
             f'Context(resources={{"{name}": [...]}}), or in Python compile(..., resources={{"{name}": [...]}})'
         )
-    given = tuple(found() if callable(found) else found)
+    made = found() if callable(found) else found
+    given = made.batches if isinstance(made, Labelled) else tuple(made)
     takes, groups = Signature.of(program), dict[tuple[Any, ...], list[Batch]]()
     for i, batch in enumerate(given):
         if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor) for value in batch.values()):
             raise UsageError(f"{name}: batch {i} is a {type(batch).__name__}; expected a dict of tensors by input name")
-        inputs = {key: value for key, value in batch.items() if key != LABELS or key in program.inputs}
+        inputs = {key: value for key, value in batch.items() if key not in BESIDE or key in program.inputs}
         takes.check(inputs, f"{name}: batch {i}")
         if len({len(value) if value.dim() else -1 for value in batch.values()}) != 1:
             sizes = ", ".join(f"{key} {list(value.shape)}" for key, value in batch.items())
@@ -65,8 +67,9 @@ def resolve(ctx: Context, name: str, who: str, program: Program, size: int) -> B
         groups.setdefault(key, []).append(dict(batch))
     if not groups:
         raise UsageError(f"{name}: there are no batches; expected at least one dict of tensors by input name")
-    if len({LABELS in batch for parts in groups.values() for batch in parts}) != 1:
-        raise UsageError(f"{name}: some batches have labels and some have none")
+    for column in BESIDE:
+        if len({column in batch for parts in groups.values() for batch in parts}) != 1:
+            raise UsageError(f"{name}: some batches have {column} and some have none")
     joined = tuple({key: torch.cat([part[key] for part in parts]) for key in parts[0]} for parts in groups.values())
     _check_size(takes, size, joined, name)
     return Batches(joined, size, data.content_hash(given), sum(map(_length, joined)))

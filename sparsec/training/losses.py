@@ -16,9 +16,13 @@ from torch.nn import functional
 from sparsec.errors import UsageError
 
 LABELS, LOGITS, IGNORED = "labels", "logits", -100
+BIAS = "bias"
+"""Log-probabilities of a bias model, (batch, classes); see `debiasing`."""
+BESIDE = (LABELS, BIAS)
+"""What a batch may have beside the model's inputs."""
 Batch = Mapping[str, Tensor]
 Outputs = Mapping[str, Tensor]
-Loss = Literal["auto", "cross-entropy", "mse", "lm", "none"]
+Loss = Literal["auto", "cross-entropy", "mse", "lm", "poe", "reweight", "confreg", "none"]
 
 
 class LossTerm(Protocol):
@@ -50,7 +54,7 @@ class CrossEntropy:
         return int((batch[LABELS] != IGNORED).sum())
 
     def sum(self, outputs: Outputs, batch: Batch, teacher: Outputs) -> Tensor:
-        return _cross_entropy(main_output(outputs), batch[LABELS])
+        return cross_entropy(main_output(outputs), batch[LABELS])
 
 
 @dataclass(frozen=True)
@@ -64,20 +68,10 @@ class NextToken:
     needs_teacher: bool = False
 
     def count(self, batch: Batch) -> int:
-        return int((self._targets(batch) != IGNORED).sum())
+        return int((next_labels(batch) != IGNORED).sum())
 
     def sum(self, outputs: Outputs, batch: Batch, teacher: Outputs) -> Tensor:
-        return _cross_entropy(main_output(outputs)[:, :-1], self._targets(batch))
-
-    def _targets(self, batch: Batch) -> Tensor:
-        labels = batch.get(LABELS)
-        if labels is None:
-            if "input_ids" not in batch:
-                raise UsageError(f"loss lm: found {', '.join(batch)}; expected labels or input_ids")
-            labels = batch["input_ids"]
-            if "attention_mask" in batch:
-                labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
-        return labels[:, 1:]
+        return cross_entropy(main_output(outputs)[:, :-1], next_labels(batch))
 
 
 @dataclass(frozen=True)
@@ -91,12 +85,8 @@ class MeanSquare:
         return batch[LABELS].numel()
 
     def sum(self, outputs: Outputs, batch: Batch, teacher: Outputs) -> Tensor:
-        found, labels = main_output(outputs), batch[LABELS]
-        if found.dim() == labels.dim() + 1 and found.shape[-1] == 1:
-            found = found.squeeze(-1)
-        if found.shape != labels.shape:
-            raise UsageError(f"loss mse: labels are {tuple(labels.shape)}, the model's output is {tuple(found.shape)}")
-        return (found - labels.to(found.dtype)).square().sum()
+        found = scores_of(outputs, batch[LABELS])
+        return (found - batch[LABELS].to(found.dtype)).square().sum()
 
 
 @dataclass(frozen=True)
@@ -173,18 +163,20 @@ def objective(
 
     auto: cross-entropy for integer labels, mse for others, none without labels. Raises UsageError when nothing is left.
     """
+    from sparsec.training.debiasing import TERMS  # terms of their own file, which is built on this one
+
     if loss not in get_args(Loss):
         raise UsageError(f"loss is {loss!r}; expected one of {', '.join(get_args(Loss))}")
     labels = sample.get(LABELS)
     if loss == "auto":
         loss = "none" if labels is None else "mse" if labels.is_floating_point() else "cross-entropy"
-    if labels is None and loss in ("cross-entropy", "mse"):
+    if labels is None and loss not in ("lm", "none"):
         raise UsageError(f"loss {loss}: the batches have {', '.join(sample)}; expected labels too")
     terms: list[LossTerm] = []
     if loss != "none":
-        terms.append(_TERMS[loss]())
+        terms.append((_TERMS | TERMS)[loss]())
     if distill:
-        name = main_name(outputs) if loss in ("cross-entropy", "lm") else LOGITS if loss == "none" else ""
+        name = LOGITS if loss == "none" else "" if loss == "mse" else main_name(outputs)
         terms.append(Distillation(distill, temperature, hidden, name))
     if not terms:
         raise UsageError(
@@ -209,7 +201,30 @@ def main_output(outputs: Outputs) -> Tensor:
     return outputs[main_name(outputs)]
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def next_labels(batch: Batch) -> Tensor:
+    """What a language model should say after each token but the last: (batch, length - 1)."""
+    labels = batch.get(LABELS)
+    if labels is None:
+        if "input_ids" not in batch:
+            raise UsageError(f"loss lm: found {', '.join(batch)}; expected labels or input_ids")
+        labels = batch["input_ids"]
+        if "attention_mask" in batch:
+            labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
+    return labels[:, 1:]
+
+
+def scores_of(outputs: Outputs, labels: Tensor) -> Tensor:
+    """The main output in the shape of the labels."""
+    found = main_output(outputs)
+    if found.dim() == labels.dim() + 1 and found.shape[-1] == 1:
+        found = found.squeeze(-1)
+    if found.shape != labels.shape:
+        raise UsageError(f"loss mse: labels are {tuple(labels.shape)}, the model's output is {tuple(found.shape)}")
+    return found
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, reduction: Literal["sum", "none"] = "sum") -> Tensor:
+    """Added up, or (none) of every label, flattened, 0 where it does not count. Raises UsageError for other shapes."""
     if labels.shape != logits.shape[:-1] or labels.is_floating_point():
         raise UsageError(
             f"cross-entropy: labels are {str(labels.dtype).removeprefix('torch.')}{list(labels.shape)}; with logits "
@@ -223,7 +238,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
             f"{logits.shape[-1] - 1}, or {IGNORED} to leave one out"
         )
     flat = logits.float().flatten(0, -2)
-    return functional.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return functional.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
 def _by_sample(each: Tensor, batch: Batch) -> Tensor:

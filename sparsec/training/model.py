@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from sparsec import _fx
 from sparsec.program import Program, bind
-from sparsec.training.losses import LABELS, Objective
+from sparsec.training.losses import BESIDE, LABELS, Objective
 
 LOSS = "loss"
 
@@ -28,11 +29,18 @@ def own(program: Program) -> None:
         _fx.set_tensor(module, name, buffers.setdefault(id(buffer), buffer.clone()))
 
 
+def statistics(module: GraphModule) -> list[Tensor]:
+    """The buffers that a graph writes while it trains: batch norm's running mean and variance."""
+    norms = _fx.calls(module.graph, torch.ops.aten.batch_norm.default)
+    names = dict.fromkeys(str(node.target) for norm in norms for node in norm.args[3:5] if isinstance(node, Node))
+    return [_fx.get_tensor(module, name) for name in names]
+
+
 class GraphModel(nn.Module):
     """A program as a module for any training loop; `train` and `eval` switch the graph's own mode.
 
-    Called with inputs, and labels, by name. With an objective the outputs have `loss`, the mean over this batch; but
-    not in eval mode where no labels are given.
+    Called with inputs, and what is `losses.BESIDE` them, by name. With an objective the outputs have `loss`, the mean
+    over this batch; but not in eval mode where no labels are given.
     """
 
     def __init__(self, program: Program, objective: Objective | None = None, teacher: Program | None = None) -> None:
@@ -44,10 +52,16 @@ class GraphModel(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> GraphModel:
-        """Switch dropout and batch norm of the graph."""
-        self.training = mode
-        self._program[0].set_mode("train" if mode else "eval")
+        """Switch dropout and batch norm of the graph; free where the mode stays, as loops ask for it in every step."""
+        if mode != self.training:
+            self.training = mode
+            self._program[0].set_mode("train" if mode else "eval")
         return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, each once; the masks, which are the engine's, are not there."""
+        buffers = {name: value for name, value in self.named_buffers() if value.dtype != torch.bool}
+        return {name: value.detach() for name, value in [*self.named_parameters(), *buffers.items()]}
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """The outputs by name."""
@@ -57,7 +71,7 @@ class GraphModel(nn.Module):
 
     def outputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Without the loss."""
-        inputs = {name: value for name, value in batch.items() if name != LABELS or name in self.names}
+        inputs = {name: value for name, value in batch.items() if name not in BESIDE or name in self.names}
         found: dict[str, Tensor] = self.graph(*bind(self.names, (), inputs))
         return found
 

@@ -29,6 +29,10 @@ class Clock:
     """That are done."""
 
 
+WHOLE = "whole"
+"""Among a site's tensors: the weights that masks are taken of, where the parameter holds something else."""
+
+
 @dataclass
 class Tracked:
     """A sparse site while it is trained. Tensors have the parameter's own layout, so that they meet its gradient."""
@@ -90,6 +94,7 @@ class Schedule(Protocol):
 
 Project = Callable[[Tracked, Tensor], Tensor]
 """The mask, in the parameter's layout, of a weight for the pattern that the schedule gives now."""
+Scope = Literal["local", "global"]
 Act = Literal["nothing", "hard", "through"]
 """What a mask does in the graph: nothing, where(mask, w, 0), or that with the gradient of all weights."""
 
@@ -111,10 +116,12 @@ class Update(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """Criterion x schedule x update; the patterns are the sites'."""
+    """Criterion x schedule x update x scope; the patterns are the sites'."""
 
     schedule: Schedule
     update: Update
     criterion: Criterion = Magnitude()
     columns: Solver = "l2"
     """How a V:N:M block's columns are chosen: l2 is what a Euclidean projection needs."""
+    scope: Scope = "local"
+    """global: unstructured sites share one budget; see `sparsec.training.scope`."""

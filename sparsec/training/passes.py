@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, get_args
 
 import torch
 
 from sparsec import _fx
 from sparsec.errors import RecipeError, UsageError
-from sparsec.pipeline import Context, Equivalence, Note, Pass, PassResult
+from sparsec.pipeline import Context, Equivalence, Note, Pass, PassResult, no_progress
 from sparsec.program import Program
 from sparsec.selection import kept_only
 from sparsec.sites import SiteTable
+from sparsec.training import debiasing, distributed
 from sparsec.training.batches import Batches, resolve
+from sparsec.training.checkpoints import Checkpoints
 from sparsec.training.engine import Engine
-from sparsec.training.loop import Loop, Settings
+from sparsec.training.evaluation import Evaluator, Keep, held
+from sparsec.training.loop import Loop
 from sparsec.training.losses import Loss, Objective, objective
 from sparsec.training.model import GraphModel, own
 from sparsec.training.parts import Method
+from sparsec.training.report import report
+from sparsec.training.session import Session
+from sparsec.training.settings import Precision, Settings
 
 DENSE = "dense"
-_POINTS = 200  # of a curve in a report
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,10 @@ class TrainingPass(Pass):
     """Share of the steps in which the learning rate rises; afterwards it falls linearly to 0."""
     weight_decay: float = Settings.weight_decay
     loss: Loss = "auto"
-    """auto: cross-entropy for integer labels, mse for others, none without labels. lm: the next token."""
+    """auto: cross-entropy for integer labels, mse for others, none without labels. lm: the next token.
+
+    poe, reweight and confreg read a bias model's log-probabilities, the batches' `bias`; see `training.debiasing`.
+    """
     distill: float = 0.0
     """Weight of learning from the teacher, beside the loss."""
     teacher: str = DENSE
@@ -59,13 +67,27 @@ class TrainingPass(Pass):
     temperature: float = 2.0
     hidden: float = 1.0
     """Weight, within distill, of outputs that are no logits."""
+    precision: Precision = Settings.precision
+    """bf16: products in bfloat16; weights, gradients and the optimizer's state stay float32."""
+    evaluation: str = "eval"
+    """The resource that is judged after each epoch, where there is one."""
+    keep: Keep = "last"
+    """best: the weights of the epoch that was judged best."""
+    log_every: int = 10
+    """Steps of a line in the log, where there is one (the resource log, a path)."""
+    save_seconds: float = 60.0
+    """Between checkpoints within an epoch, where work is kept; never more than 2 % of the time."""
 
     def __post_init__(self) -> None:
         self.method()  # its options are checked before any work
         self._settings()
         if self.batch_size < 1:
             raise RecipeError(f"pass {self.name}: batch_size is {self.batch_size}; expected 1 or more")
-        for name in ("distill", "hidden"):
+        if self.log_every < 1:
+            raise RecipeError(f"pass {self.name}: log_every is {self.log_every}; expected 1 or more")
+        if self.keep not in get_args(Keep):
+            raise RecipeError(f"pass {self.name}: keep is {self.keep!r}; expected {' or '.join(get_args(Keep))}")
+        for name in ("distill", "hidden", "save_seconds"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RecipeError(f"pass {self.name}: {name} is {getattr(self, name):g}; expected 0 or more")
         if not 0 < self.temperature < math.inf:
@@ -75,6 +97,10 @@ class TrainingPass(Pass):
         """Criterion, schedule and update. Raises RecipeError for an option that makes no sense."""
         raise NotImplementedError
 
+    def prepare(self, engine: Engine, model: GraphModel, batches: Batches, seed: int) -> GraphModel:
+        """Before the engine begins: look at the model that was given, and return the one to train."""
+        return model
+
     def positive(self, *names: str) -> None:
         """Raise RecipeError unless these options are above 0."""
         for name in names:
@@ -82,9 +108,11 @@ class TrainingPass(Pass):
                 raise RecipeError(f"pass {self.name}: {name} is {getattr(self, name):g}; expected a number above 0")
 
     def run(self, program: Program, ctx: Context) -> PassResult:
+        distributed.refuse_sharded(program.module)
+        group = distributed.join()
         method, sites = self.method(), self._targets(program.sites)
         batches = resolve(ctx, self.data, self.name, program, self.batch_size)
-        teacher = self._teacher(program, ctx) if self.distill else None
+        teacher = self._teacher(program, ctx) if self.distill or self.loss == "confreg" else None
         program = _folded(program.replace(sites=sites))
         own(program)
         engine = Engine(program, method)
@@ -93,16 +121,30 @@ class TrainingPass(Pass):
                 f"every site is selected already, so {self.name} has no weights to choose; leave out what selects them "
                 "before it, or train under those masks with fixed-mask"
             )
-        model = GraphModel(program, self._objective(program, batches), teacher)
-        loop = Loop(model, engine, batches, self._settings(), ctx.seed, ctx.progress, task=self.name)
-        loop.run()
+        learnt = self._objective(program, batches)
+        judged = held(ctx, self.evaluation, self.name, program, self.batch_size, learnt, self.keep)
+        model = GraphModel(program, learnt, teacher)
+        model = self.prepare(engine, model, batches, ctx.seed)
+        loop = Loop(
+            model, engine, batches, self._settings(), ctx.seed,
+            ctx.progress if group.rank == 0 else no_progress, task=self.name, group=group,
+        )  # fmt: skip
+        evaluator = Evaluator(judged, self.keep) if judged else None
+        name = f"{self.name}-{len(program.history)}"  # a recipe may have a pass twice
+        kept = Checkpoints(ctx.workdir / name, self.save_seconds) if ctx.workdir else None
+        Session(loop, evaluator, kept, ctx.resources.get("log"), self.log_every, name).run()
         trained = loop.finish()
         notes = tuple(Note(s.name, s.excluded or "no pattern; trained dense") for s in trained.sites if not s.pattern)
-        return PassResult(trained, notes, _report(loop, engine))
+        if self.loss in debiasing.TERMS and (remark := debiasing.remark(batches.groups)):
+            notes += (Note(self.data, remark),)
+        return PassResult(trained, notes, report(loop, evaluator))
 
     def _settings(self) -> Settings:
         try:
-            return Settings(self.epochs, self.lr, self.accumulate, self.max_grad_norm, self.warmup, self.weight_decay)
+            return Settings(
+                self.epochs, self.lr, self.accumulate, self.max_grad_norm, self.warmup, self.weight_decay,
+                self.precision,
+            )  # fmt: skip
         except UsageError as error:
             raise RecipeError(f"pass {self.name}: {error}") from None
 
@@ -135,8 +177,9 @@ class TrainingPass(Pass):
         return made.clone()
 
     def _objective(self, program: Program, batches: Batches) -> Objective:
+        device = next(program.module.parameters()).device
         with torch.no_grad():
-            outputs = program(**program.inputs)
+            outputs = program(**{name: value.to(device) for name, value in program.inputs.items()})
         return objective(self.loss, batches.groups[0], outputs, self.distill, self.temperature, self.hidden)
 
 
@@ -152,25 +195,3 @@ def _folded(program: Program) -> Program:
         changed.append(site.replace(mask=None))
     program.module.recompile()
     return program.with_sites(changed)
-
-
-def _report(loop: Loop, engine: Engine) -> dict[str, Any]:
-    losses = [[i + 1.0, value] for i, value in enumerate(loop.losses)]
-    curves = {name: _thin(curve) for name, curve in {"loss": losses, **engine.curves}.items()}
-    zeros = sum(int((one.parameter == 0).sum()) for one in engine.sites)
-    total = sum(one.parameter.numel() for one in engine.sites)
-    return {
-        "trained": len(engine.sites),
-        "zeros": zeros / max(total, 1),
-        "violations": 0,  # `Engine.end` raises otherwise
-        "steps": loop.steps,
-        "curves": curves,
-        "data": {"sha256": loop.batches.sha256, "samples": loop.batches.samples},
-    }
-
-
-def _thin(curve: list[list[float]]) -> list[list[float]]:
-    """At most `_POINTS` points, each the mean of a run of equal length."""
-    size = math.ceil(len(curve) / _POINTS) or 1
-    parts = [curve[i : i + size] for i in range(0, len(curve), size)]
-    return [[part[-1][0], sum(value for _, value in part) / len(part)] for part in parts]

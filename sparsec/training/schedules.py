@@ -97,13 +97,18 @@ class Cubic:
         assert target is not None
         done = min(max((clock.step - first) / max(self.frozen_from(clock) - first, 1), 0.0), 1.0)
         density = target.density + (1 - target.density) * (1 - done) ** 3
-        if done == 1 or density >= 1:
-            return target if done == 1 else None
-        if isinstance(target, NM):
-            kept = math.ceil(density * target.m - 1e-9)
-            return NM(kept, target.m) if kept < target.m else None
-        if isinstance(target, SharedColumns):
-            m = min(math.floor(target.n / density + 1e-9), target.m)
-            family = Strip if isinstance(target, Strip) else type(target)
-            return family(target.v, target.n, m) if m >= 4 else None
-        return Unstructured(1 - density) if density < 1 - 1e-6 else None
+        return target if done == 1 else thinned(target, density)
+
+
+def thinned(target: Pattern, density: float) -> Pattern | None:
+    """The pattern on the way to `target` that keeps this share of the weights, about; None where it keeps all."""
+    if density >= 1:
+        return None
+    if isinstance(target, NM):
+        kept = math.ceil(density * target.m - 1e-9)
+        return NM(kept, target.m) if kept < target.m else None
+    if isinstance(target, SharedColumns):
+        m = min(math.floor(target.n / density + 1e-9), target.m)
+        family = Strip if isinstance(target, Strip) else type(target)
+        return family(target.v, target.n, m) if m >= 4 else None
+    return Unstructured(1 - density) if density < 1 - 1e-6 else None

@@ -67,17 +67,22 @@ Call = Callable[[Tensor, int], Tensor]
 Seconds = dict[str, float]  # of one call, by name: a dense peer, or "pattern values"
 
 
-def prepared(rows: int, cols: int, tokens: int) -> dict[str, Call]:
-    """name -> function of (x, number of the copy)."""
+def dense_calls(rows: int, cols: int, tokens: int) -> dict[str, Call]:
+    """The peers: name -> function of (x, number of the copy)."""
     dense = [torch.randn(rows, cols) / cols**0.5 for _ in range(copies_of(rows * cols * 4))]
     reordered = [torch.ops.mkldnn._reorder_linear_weight(weight, tokens) for weight in dense]
-    calls: dict[str, Call] = {
+    return {
         "F.linear": lambda x, i: torch.nn.functional.linear(x, dense[i % len(dense)]),
         "mkldnn": lambda x, i: torch.ops.mkldnn._linear_pointwise(x, reordered[i % len(dense)], None, "none", [], ""),
     }
+
+
+def prepared(rows: int, cols: int, tokens: int) -> dict[str, Call]:
+    """The peers and all patterns."""
+    calls, weight = dense_calls(rows, cols, tokens), torch.randn(1, rows, cols)
     for text in PATTERNS:
         pattern = Pattern.parse(text)
-        layout = compress(dense[0][None], pattern, pattern.project(dense[0].abs(), "l1"))
+        layout = compress(weight, pattern, pattern.project(weight.abs(), "l1"))
         for values in (values for count, values in GOALS if count == tokens):
             first = stream.pack(stored_as(layout, values))
             streams = [first, *(first.clone() for _ in range(copies_of(first.nbytes) - 1))]
@@ -92,7 +97,11 @@ def copies_of(nbytes: int) -> int:
 
 def measure(rows: int, cols: int, tokens: int, seconds: float) -> Seconds:
     """CPU seconds of one call, by name."""
-    calls, x = prepared(rows, cols, tokens), torch.randn(tokens, cols)
+    return interleaved(prepared(rows, cols, tokens), torch.randn(tokens, cols), seconds)
+
+
+def interleaved(calls: dict[str, Call], x: Tensor, seconds: float) -> Seconds:
+    """The same for any calls. `seconds`: to spend on each."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     end, rounds = time.monotonic() + seconds * len(calls), 0
     while rounds < MIN_ROUNDS or time.monotonic() < end:

@@ -42,8 +42,8 @@ METHODS = {
     "SparseGPT, plain": "oneshot{solver=sparsegpt, calibration=sequential, refit=false, bias=false, damping=0.01}",
     "SparseGPT, refit, dense targets": "oneshot{solver=sparsegpt}",
     "magnitude + refit": "oneshot{solver=refit, score=magnitude}",
-    "wanda + refit": "oneshot{solver=refit}",
-    "obs + refit": "oneshot{solver=refit, score=obs}",
+    "wanda + refit": "oneshot{solver=refit, score=wanda}",
+    "obs + refit": "oneshot{solver=refit}",
     "ALPS, sequential": "oneshot{calibration=sequential}",
     "ALPS (default)": "oneshot",
 }

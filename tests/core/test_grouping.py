@@ -10,7 +10,7 @@ from strategies import weights
 from torch import Tensor
 
 from sparsec import grouping
-from sparsec.grouping import MOST_COMPARED, Violations, kept_of, largest, offenders, offsets_of
+from sparsec.grouping import MOST_COMPARED, Violations, kept_of, largest, offenders, offsets_of, two_of_four
 
 
 def top(values: list[float], count: int) -> list[int]:
@@ -46,6 +46,23 @@ def test_comparing_gives_what_sorting_gives(case: tuple[Tensor, int]) -> None:
         by_sorting = largest(groups, n)
 
     assert torch.equal(by_sorting, largest(groups, n))
+
+
+@given(st.integers(1, 5), st.integers(1, 12), st.sampled_from([4, 8, 1 << 17]), st.data())
+def test_two_of_four_are_the_same_whatever_is_compared_at_once(
+    rows: int, groups: int, chunk: int, data: st.DataObject
+) -> None:
+    scores = data.draw(weights((rows, 4 * groups)))
+    if data.draw(st.booleans()):
+        scores = scores.clamp(-1, 1).round()  # hardly anything but ties, and zeros of both signs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouping, "_CHUNK", chunk)
+        mask, offsets = two_of_four(scores)
+
+    expected = [[top(group, 2) for group in row] for row in scores.view(rows, groups, 4).tolist()]
+    assert (torch.bool, torch.uint8) == (mask.dtype, offsets.dtype)
+    assert expected == offsets.tolist()
+    assert torch.equal(mask, torch.zeros(rows, groups, 4).scatter_(2, offsets.long(), 1).view(rows, -1).bool())
 
 
 @given(cases(MOST_COMPARED), st.booleans())

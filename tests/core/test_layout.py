@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import random
-from strategies import shapes, sparse_patterns, weights
+from strategies import moved_selections, shapes, sparse_patterns, strip_patterns, weights
 from torch import Tensor
 
 from sparsec.errors import ArtifactError, PatternError
@@ -53,6 +53,20 @@ def test_the_law_holds_for_a_selection_that_ignores_the_weight(pattern: Pattern,
     assert torch.equal(bits(torch.where(mask, weight, 0.0) + 0.0), bits(decompress(layout)))
     stored = pattern.mask(layout.selection(), shape[2])  # of an intersection: every slot that its first pattern has
     assert torch.equal(pattern.executable.mask(selection, shape[2]), stored)
+
+
+@settings(max_examples=30, deadline=None)
+@given(pattern=strip_patterns(), data=st.data())
+def test_the_law_holds_where_rows_moved(pattern: Strip, data: st.DataObject) -> None:
+    weight = data.draw(weights())
+    selection = data.draw(moved_selections(pattern, weight.abs()))
+    layout = compress(weight, pattern, selection)
+    validate(layout, "w")
+
+    masked = torch.where(pattern.mask(selection, weight.shape[2]), weight, 0.0) + 0.0
+    assert torch.equal(bits(decompress(layout)), bits(masked))
+    assert table_bytes(pattern, layout.shape, moved=True) == layout.nbytes
+    assert layout.selection().rows is selection.rows
 
 
 @pytest.mark.parametrize("text", ["2:4", "2:2:5", "2:2:5@strip", "unstructured:0.5"])
@@ -173,6 +187,11 @@ def with_table(name: str, change: Callable[[Tensor], Tensor]) -> Damage:
     return damage
 
 
+def with_rows(change: Callable[[Tensor], Tensor]) -> Damage:
+    """A table of rows that would be right but for `change`."""
+    return lambda layout: dataclasses.replace(layout, rows=change(torch.arange(3, dtype=torch.int32)[None]))
+
+
 def at(index: tuple[int, ...], value: float) -> Callable[[Tensor], Tensor]:
     def change(table: Tensor) -> Tensor:
         table[index] = value
@@ -208,6 +227,12 @@ DAMAGE: dict[str, tuple[str, Damage, str]] = {
     "strip column negative": ("3:2:5@strip", with_table("columns", at((0, 0, 0, 0), -1)), "out of range"),
     "strip columns descending": ("3:2:5@strip", with_table("columns", lambda t: t.flip(3)), "must be ascending"),
     "strip columns equal": ("3:2:5@strip", with_table("columns", at((0, 0, 0), 1)), "must be ascending"),
+    "rows of a window": ("3:2:5", with_rows(lambda t: t), "belongs to strips"),
+    "rows of another type": ("3:2:5@strip", with_rows(lambda t: t.long()), "rows must be int32"),
+    "too few rows": ("3:2:5@strip", with_rows(lambda t: t[:, 1:]), r"rows .* shape \(1, 3\)"),
+    "a row twice": ("3:2:5@strip", with_rows(lambda t: t * 0), "name each of 0 to 2 once"),
+    "a row beyond": ("3:2:5@strip", with_rows(lambda t: t + 1), "name each of 0 to 2 once"),
+    "rows descending": ("3:2:5@strip", with_rows(lambda t: t.flip(1)), "must be ascending"),
     "strip groups swapped": ("3:2:5@strip", with_table("columns", lambda t: t.flip(2)), "order of their first columns"),
     "strip column in two groups": (
         "3:2:5@strip", with_table("columns", lambda t: t[:, :, :1].expand(-1, -1, 2, -1)), "column is in two groups"),

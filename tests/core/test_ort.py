@@ -21,9 +21,10 @@ from strategies import nm_patterns, vnm_patterns
 
 from sparsec import ort
 from sparsec.backend import FP32_TOLERANCE
+from sparsec.backends.kernel.measuring import random_selection
 from sparsec.errors import ArtifactError
-from sparsec.layout import SparseLayout
-from sparsec.pattern import NM, VNM, Pattern
+from sparsec.layout import SparseLayout, compress
+from sparsec.pattern import NM, VNM, Pattern, Strip
 from sparsec.pipeline import relative_difference
 
 needs_library = pytest.mark.skipif(ort.unavailable_reason() is not None, reason=str(ort.unavailable_reason()))
@@ -79,7 +80,7 @@ def test_the_library_takes_any_number_of_leading_axes(lead: tuple[int, ...]) -> 
 @needs_library
 @pytest.mark.parametrize("m", range(1, 33))
 def test_every_group_size_and_its_tails(m: int) -> None:
-    patterns = [NM(m // 2 + 1, m), *([VNM(16, 2, m), VNM(5, 2, m)] if m >= 4 else [])]
+    patterns = [NM(m // 2 + 1, m), *([VNM(16, 2, m), VNM(5, 2, m), Strip(16, 2, m)] if m >= 4 else [])]
     for pattern in patterns:
         for tail in sorted({1, m // 2, m - 1} - {0}) or [1]:
             layout, x = a_layout(pattern, 37, m + tail), torch.randn(3, m + tail)
@@ -99,9 +100,12 @@ def test_every_token_count_on_every_thread_count(threads: int) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("pattern", [NM(2, 4), VNM(64, 2, 5)])
+@pytest.mark.parametrize("pattern", [NM(2, 4), VNM(64, 2, 5), Strip(64, 2, 5)])
 def test_a_large_layer_gives_the_same_bits_on_any_number_of_threads(pattern: Pattern) -> None:
-    layout = a_layout(pattern, 600, 520)  # large enough for a second thread, even for one token
+    weight = torch.randn(1, 600, 520)
+    layout = compress(
+        weight, pattern, random_selection(pattern, weight.abs())
+    )  # large enough for a second thread, even for one token
     sessions = [ort.session(packed_model(layout), options(threads)) for threads in (1, 2, 3)]
 
     for tokens in (1, 5, 40, 130):
@@ -146,6 +150,15 @@ def test_options_may_be_used_again() -> None:
     assert "2" == made.get_session_config_entry("sparsec.threads")
 
 
+@needs_library
+def test_columns_of_a_wide_strip_take_four_bytes() -> None:
+    weight, pattern = torch.randn(1, 16, 32770), Strip(16, 2, 256)
+    layout = compress(weight, pattern, random_selection(pattern, weight.abs()))
+
+    assert layout.columns is not None and layout.columns.dtype == torch.int32
+    assert agrees(layout, ort.session(packed_model(layout), options()), torch.randn(3, 32770))
+
+
 def out_of_range(layout: SparseLayout) -> np.ndarray:
     columns = layout.columns.numpy().copy()  # type: ignore[union-attr]
     columns[0, 0, 0, 3] = 200
@@ -159,6 +172,7 @@ def with_value(layout: SparseLayout, index: tuple[int, ...], value: float) -> np
 
 
 VNM_LAYOUT = a_layout(VNM(4, 2, 5), 9, 13)  # 3 groups, the last of 3 columns
+STRIP_LAYOUT = a_layout(Strip(16, 2, 5), 9, 13)
 NM_LAYOUT = a_layout(NM(3, 5), 9, 12)  # the last group has 2 columns for 3 slots
 
 
@@ -175,6 +189,15 @@ NM_LAYOUT = a_layout(NM(3, 5), 9, 12)  # the last group has 2 columns for 3 slot
         (VNM_LAYOUT, {"in_features": 12}, "up: a position or column is out of range"),
         (VNM_LAYOUT, {"v": 2}, r"up: columns must have shape \(1, 5, 3, 4\), found \(1, 3, 3, 4\)"),
         (VNM_LAYOUT, {"values": with_value(VNM_LAYOUT, (0, 1, 1, 0), np.nan)}, "up: the values must be finite"),
+        (STRIP_LAYOUT, {"columns": out_of_range(STRIP_LAYOUT)}, "up: a position or column is out of range"),
+        (
+            STRIP_LAYOUT,
+            {"columns": np.zeros((1, 1, 3, 4), np.uint8)},
+            "up: columns must be int16 or int32, found element",
+        ),
+        (STRIP_LAYOUT, {"v": 8}, "up: no kernel for n=2, m=5, v=8"),
+        (STRIP_LAYOUT, {"in_features": 12}, "up: a position or column is out of range"),
+        (VNM_LAYOUT, {"columns": np.zeros((1, 3, 3, 4), np.int16)}, "up: columns must be uint8, found element type 5"),
         (NM_LAYOUT, {"values": with_value(NM_LAYOUT, (0, 4, 2, 2), 1.0)}, "up: a padding slot holds a value other"),
         (NM_LAYOUT, {"positions": NM_LAYOUT.positions.numpy() | 255}, "up: a position or column is out of range"),
         (NM_LAYOUT, {"values": np.zeros((1, 9, 3, 3), np.int8)}, "up: values must be float or bfloat16, found element"),

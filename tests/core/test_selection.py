@@ -1,9 +1,9 @@
-"""What `kept_only` leaves of a weight."""
+"""What `kept_only` leaves of a weight, and how rows move to their strips and back."""
 
 import pytest
 import torch
 
-from sparsec.selection import kept_only
+from sparsec.selection import as_stored, in_place, kept_only
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -25,3 +25,14 @@ def test_kept_only_drops_nan_and_the_sign_of_zero_only_where_nothing_is_kept():
 
     assert found[:4].tolist() == [0.0] * 4 and not torch.signbit(found[:4]).any()
     assert found[4].isnan() and torch.signbit(found[5])
+
+
+def test_rows_move_to_where_the_table_names_them_and_back():
+    weight = torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]])
+    rows = torch.tensor([[2, 0, 1], [0, 2, 1]], dtype=torch.int32)
+
+    moved = as_stored(weight, rows)
+
+    assert [3, 1, 2, 4, 6, 5] == moved.flatten().tolist()
+    assert torch.equal(weight, in_place(moved, rows))
+    assert as_stored(weight, None) is weight and in_place(weight, None) is weight

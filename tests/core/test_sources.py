@@ -46,6 +46,9 @@ def refused(source: str, *columns: str, content: str | None = None) -> str:
         ("a.csv", "1,one\n2,two\n", ("1",), [("one",), ("two",)]),
         ("a.tsv", 'sentence\tlabel\nit "is\t1\nso"\t0\n', (), [('it "is',), ('so"',)]),
         ("a.tsv", "\ufeffquestion1\tquestion2\none\ttwo\n", (), [("one", "two")]),
+        ("a.tsv", "question\tsentence\none\ttwo\n", (), [("one", "two")]),
+        ("a.tsv", "sentence_A\tsentence_B\none\ttwo\n", (), [("one", "two")]),
+        ("a.txt", "id\tbody\n1\tone\n", ("body",), [("one",)]),
         ("a.jsonl", '{"id": 1, "text": "one"}\n\n{"id": 2, "text": "two"}\n', (), [("one",), ("two",)]),
         ("a.jsonl", '{"anything": "one"}\n{"anything": null}\n', (), [("one",), ("",)]),
         ("a.jsonl", '{"input_ids": [1], "text": "one"}\n', ("text",), [("one",)]),
@@ -159,3 +162,13 @@ def test_data_sets_of_a_folder_and_a_name_that_is_not_there(monkeypatch: pytest.
 
     assert [("one",), ("two",)] == texts(read("folder"))
     assert "no data set of this name could be loaded" in refused("no-such-owner/no-such-data")
+
+
+def test_a_data_set_that_was_saved_as_a_whole() -> None:
+    datasets = pytest.importorskip("datasets", reason="the train extra (datasets) brings it")
+    made = datasets.Dataset.from_dict({"text": ["one", "two"]})
+
+    made.save_to_disk("plain")
+    datasets.DatasetDict({"test": made}).save_to_disk("split")
+
+    assert [("one",), ("two",)] == texts(read("plain")) == texts(read("split"))

@@ -6,17 +6,19 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import random
-from strategies import scores, shapes, strip_patterns, weights
+from strategies import moved_selections, scores, shapes, strip_patterns, weights
 from torch import Tensor
 
 from sparsec.columns import SOLVERS, Solver
 from sparsec.errors import PatternError
 from sparsec.pattern import VNM, Pattern, Strip, Violations
 from sparsec.selection import Selection
+from sparsec.selection_checks import check_selection
 from sparsec.strips import canonical, strip_columns
+from sparsec.vnm import violations_alone
 
 SUM_ORDER = 1e-5  # relative: two fp32 sums of at most 300 terms in different orders
 NAMED: tuple[Solver, ...] = ("l1", "l2", "greedy")
@@ -255,3 +257,35 @@ def test_a_column_in_two_groups_is_a_violation() -> None:
     found = pattern.violations_of(torch.zeros(1, 4, 16), selection)
 
     assert (f"rows from 2: column {int(columns[0, 1, 0, 0])} is in two groups",) == found.first
+
+
+# Rows that moved ----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(pattern=strip_patterns(), data=st.data())
+def test_a_weight_follows_its_selection_where_rows_moved(pattern: Strip, data: st.DataObject) -> None:
+    weight = data.draw(weights())
+    selection = data.draw(moved_selections(pattern, weight.abs()))
+    cols = weight.shape[2]
+    kept = torch.where(pattern.mask(selection, cols), weight, 0.0)
+    check_selection(pattern, selection, weight.shape, "w")
+
+    assert pattern.violations_of(kept, selection).count == 0
+    assert violations_alone(pattern, kept, moved=True).count == 0
+
+
+def test_rows_that_share_columns_are_brought_together() -> None:
+    score = torch.zeros(1, 4, 8)
+    score[0, ::2, :2], score[0, 1::2, 6:] = 1.0, 1.0
+    pattern, columns = Strip(2, 2, 8), torch.tensor([[[[0, 1, 2, 3]], [[4, 5, 6, 7]]]])
+
+    selection = pattern.select(score, columns, torch.tensor([[2, 0, 3, 1]]))
+    mask = pattern.mask(selection, 8)
+
+    assert [[0, 2, 1, 3]] == selection.rows.tolist()
+    assert torch.equal(score.bool(), mask)
+    assert pattern.violations_of(score, selection).count == 0
+    assert pattern.violations(torch.ones(1, 4, 8)).count > violations_alone(pattern, score, moved=True).count == 0
+    score[0, 0, 1], score[0, 0, 7] = 0.0, 1.0
+    assert "in the order of its row table: row 0, column 7" in str(pattern.violations_of(score, selection).first)

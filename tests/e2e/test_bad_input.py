@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from task_models import WORDS, bert, sentences
 from typer.testing import CliRunner
 
 from sparsec.cli import app
@@ -166,6 +167,79 @@ def test_a_recipe_with_a_selector_that_is_no_regular_expression() -> None:
     Path("r.yaml").write_text("model: /nowhere\ntargets: {'re:(fc': '2:4'}\n")
 
     assert "target 're:(fc' is not a regular expression" in refuse(2, "compile", "--recipe", "r.yaml", "-o", "x")
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+ADMM = ("--pattern", "2:4", "--method", "admm", "-o", "x", "--train")
+NAMED = ("--task", "sequence-classification")
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> str:
+    return sentences(str(tmp_path / "train.csv"), 20)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return bert(tmp_path_factory.mktemp("encoder"))
+
+
+def test_a_method_that_is_none_and_options_that_cannot_be(model: str, train: str) -> None:
+    asked = ("compile", model, "--pattern", "2:4", "-o", "x", "--train", train)
+
+    assert "the methods are fixed-mask, admm" in refuse(2, *asked, "--method", "adam")
+    assert "--epochs 0: expected" in refuse(2, *asked, "--method", "admm", "--epochs", "0")
+    assert "--lr 0: expected" in refuse(2, *asked, "--method", "admm", "--lr", "0")
+    assert "--epochs goes with --method" in refuse(2, *asked, "--epochs", "3")
+    assert "no pass trains" in refuse(2, *asked)
+    assert "add --train DATA" in refuse(2, *asked[:-2], "--method", "admm")
+    assert "task: Input should be" in refuse(2, *asked, "--method", "admm", "--task", "sing")
+
+
+def test_an_onnx_file_is_not_trained(train: str) -> None:
+    assert "--train needs a model that sparsec can trace" in refuse(2, "compile", "/nowhere/x.onnx", *ADMM, train)
+
+
+def test_training_data_that_are_not_there(model: str, train: str, tmp_path: Path) -> None:
+    assert "there is no such file" in refuse(2, "compile", model, *ADMM, "missing.csv")
+    assert "no column 'y' (--label-column)" in refuse(2, "compile", model, *ADMM, train, "--label-column", "y")
+    other = sentences(str(tmp_path / "other.csv"), 9, names=("0", "1", "2"))
+    assert "found the label '2', expected one of the 2 classes" in refuse(
+        2, "compile", model, *ADMM, train, "--eval", other, *NAMED
+    )
+
+
+def test_labels_and_a_model_without_a_head_for_them(model: str, train: str) -> None:
+    assert "add --task sequence-classification for a new head" in refuse(2, "compile", model, *ADMM, train)
+    said = refuse(2, "compile", model, "--pattern", "2:4", "-o", "x", "--eval", train, *NAMED)
+    assert "no labels to train it with" in said
+
+
+def test_labels_beyond_the_classes_of_a_head(train: str, tmp_path: Path) -> None:
+    model = bert(tmp_path / "three", "BertForSequenceClassification", num_labels=3)
+    other = sentences(str(tmp_path / "other.csv"), 9, names=("0", "1", "7"))
+
+    assert "found the label '7', expected one of the 3 classes" in refuse(2, "compile", model, *ADMM, other)
+
+
+def test_a_new_head_has_no_dense_original_to_be_compared_with(encoder: str, train: str) -> None:
+    said = refuse(2, "compile", encoder, *ADMM, train, *NAMED, "--min-quality", "0.5")
+
+    assert "judge by --eval" in said
+
+
+@pytest.mark.slow
+def test_a_teacher_that_is_none_or_knows_other_words_or_has_another_head(
+    encoder: str, train: str, tmp_path: Path
+) -> None:
+    asked = ("compile", encoder, *ADMM, train, "--task", "none", "--teacher")
+    other = bert(tmp_path / "words", words=[*WORDS[:5], *reversed(WORDS[5:])])
+    wide = bert(tmp_path / "wide", hidden_size=32)
+
+    assert "teacher: MODEL '/nowhere'" in refuse(2, *asked, "/nowhere")
+    assert "has another vocabulary" in refuse(2, *asked, other)
+    assert "must have the same head" in refuse(2, *asked, wide)
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect", "bench"])

@@ -49,10 +49,19 @@ def error(before: Program, after: Program) -> float:
 
 
 def test_what_the_pass_does_by_default_is_what_its_method_does() -> None:
-    given, method = Oneshot(), dataclasses.asdict(Method(score=Oneshot().score))
+    given, method = Oneshot(score="wanda"), dataclasses.asdict(Method(score="wanda"))
 
     assert 0.1 == given.damping
     assert method == {name: getattr(given, name) for name in method}
+
+
+@pytest.mark.parametrize(("solver", "score"), [("refit", "obs"), ("none", "wanda")])
+def test_the_default_score_is_the_one_that_suits_the_solver(solver: Any, score: Any) -> None:
+    program = traced({"*": "2:4"})
+    own, named = run(program, Oneshot(solver=solver)), run(program, Oneshot(solver=solver, score=score))
+    other = run(program, Oneshot(solver=solver, score="magnitude"))
+
+    assert own.dump(hashes=True) == named.dump(hashes=True) != other.dump(hashes=True)
 
 
 # Fires ----------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,13 @@ struct Job {
   Activation activation;
   float* y;
 
+  const int32_t* table_at(int64_t at) const { return reinterpret_cast<const int32_t*>(stream + at); }
+  // Of a gathered stream: the columns of a strip from a chunk on.
+  const int32_t* columns_at(int64_t strip, int64_t chunk) const {
+    return table_at(geometry.columns_at) + (strip * geometry.chunks + chunk) * kLanes;
+  }
+  int64_t row_of(int64_t place) const { return geometry.pattern.moved ? table_at(geometry.rows_at)[place] : place; }
+
   // Where row vector `vector` starts in the stream, at chunk `chunk` (wide: group).
   const uint8_t* index_at(int64_t vector, int64_t chunk) const {
     const Geometry& g = geometry;
@@ -38,6 +45,7 @@ struct CachePlan {
 constexpr int64_t kMaxPanelBytes = 36 * 1024;
 const CachePlan& caches();
 
-// y of these tokens and row vectors, by one thread. run_rows: see rows.cpp; run_tokens: see tokens.cpp.
+// y of these tokens and row vectors, by one thread. run_rows: see rows.cpp; run_tokens: see tokens.cpp; where rows moved,
+// it takes all row vectors.
 void run_rows(const Job& job, Range tokens, Range vectors);
 void run_tokens(const Job& job, Range tokens, Range vectors);

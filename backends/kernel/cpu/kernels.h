@@ -31,6 +31,16 @@ struct FillCall {
   float* panel;
 };
 
+// The same for gathered streams: columns [chunk][16] of x. The panel need not be aligned.
+struct GatherCall {
+  const float* x;
+  int64_t cols;
+  const int32_t* columns;
+  int64_t chunks;
+  int tokens, block;
+  float* panel;
+};
+
 // What is applied to y after the bias. The numbers are those of the C interface.
 enum Activation { kNone, kRelu, kGelu, kGeluTanh, kSilu };
 
@@ -42,6 +52,15 @@ struct TransposeIn {
   const float* x;
   int64_t x_stride, columns;
   int tokens, block;
+  float* panel;
+};
+
+// Some columns of transposed activations, [column][block], into a panel.
+struct CopyCall {
+  const float* from;
+  const int32_t* columns;
+  int64_t count;
+  int block;
   float* panel;
 };
 
@@ -73,9 +92,10 @@ struct SumCall {
   int64_t ahead_stride, ahead_count;
 };
 
-// sums [row][block] to y[token][row].
+// sums [place][block] to y[token][row], up to 16 rows.
 struct TransposeOut {
   const float* sums;
+  const int32_t* places;  // [16] of the rows
   int block, tokens, rows;
   float* y;
   int64_t y_stride;
@@ -86,6 +106,7 @@ struct TokenKernels {
   void (*sum[kMaxVectors])(const SumCall&);  // for blocks of 1, 2, ... vectors
   void (*unpack)(const UnpackCall&);
   void (*transpose_in)(const TransposeIn&);
+  void (*copy)(const CopyCall&);
   void (*transpose_out)(const TransposeOut&);
 };
 
@@ -96,6 +117,7 @@ struct Kernels {
   int sizes[kMaxSizes + 1];  // of the row kernel: token block sizes, ascending, 0 at the end
   void (*tile[kMaxSizes][3])(const TileCall&);  // by size, for 1, 2 and 4 row vectors; null: not offered (1 always is)
   void (*fill)(const FillCall&);
+  void (*gather)(const GatherCall&);
   TokenKernels tokens;
   void (*activate)(Activation, float* y, int64_t count);  // in place; count need not be a multiple of anything
 };

@@ -136,11 +136,28 @@ void fill(const FillCall& call) {
   }
 }
 
+void gather(const GatherCall& call) {
+  for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
+    const __m256i low = load<__m256i>(call.columns + chunk * 16), high = load<__m256i>(call.columns + chunk * 16 + 8);
+    float* to = call.panel + chunk * call.block * 16;
+    for (int t = 0; t < call.block; ++t) {
+      __m256 a = _mm256_setzero_ps(), b = a;
+      if (t < call.tokens) {
+        a = _mm256_i32gather_ps(call.x + t * call.cols, low, 4);
+        b = _mm256_i32gather_ps(call.x + t * call.cols, high, 4);
+      }
+      _mm256_storeu_ps(to + 16 * t, a);
+      _mm256_storeu_ps(to + 16 * t + 8, b);
+    }
+  }
+}
+
 constexpr Kernels kernels = {
     40,
     {1, 2, 4, 0},
     {{tile<1, 1>, tile<1, 2>, tile<1, 4>}, {tile<2, 1>, tile<2, 2>, nullptr}, {tile<4, 1>, nullptr, nullptr}},
     fill,
+    gather,
     token_kernels<Avx2>(),
     activate<Avx2>,
 };

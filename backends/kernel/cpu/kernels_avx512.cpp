@@ -132,6 +132,16 @@ void fill(const FillCall& call) {
   }
 }
 
+void gather(const GatherCall& call) {
+  for (int64_t chunk = 0; chunk < call.chunks; ++chunk) {
+    const __m512i columns = _mm512_loadu_si512(call.columns + chunk * 16);
+    float* to = call.panel + chunk * call.block * 16;
+    const float* x = call.x;
+    for (int t = 0; t < call.tokens; ++t, x += call.cols) _mm512_storeu_ps(to + 16 * t, _mm512_i32gather_ps(columns, x, 4));
+    for (int t = call.tokens; t < call.block; ++t) _mm512_storeu_ps(to + 16 * t, _mm512_setzero_ps());
+  }
+}
+
 // Blocks are as large as 32 registers allow: accumulators + 2 registers a row vector + 2 temporaries.
 constexpr Kernels kernels = {
     80,
@@ -144,6 +154,7 @@ constexpr Kernels kernels = {
      {tile<10, 1>, tile<10, 2>, nullptr},
      {tile<12, 1>, tile<12, 2>, nullptr}},
     fill,
+    gather,
     token_kernels<Avx512>(),
     activate<Avx512>,
 };

@@ -54,7 +54,11 @@ void fill(const FillCall& call) {
   }
 }
 
-constexpr Kernels kernels = {4, {1, 0}, {{tile, nullptr, nullptr}}, fill, token_kernels<Plain>(), activate<Plain>};
+void gather(const GatherCall& call) {
+  for (int64_t i = 0; i < call.chunks * kLanes; ++i) call.panel[i] = call.x[call.columns[i]];
+}
+
+constexpr Kernels kernels = {4, {1, 0}, {{tile, nullptr, nullptr}}, fill, gather, token_kernels<Plain>(), activate<Plain>};
 
 }  // namespace
 

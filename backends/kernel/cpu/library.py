@@ -22,11 +22,11 @@ LEVELS: tuple[Level, ...] = get_args(Level)  # a level's place is its number in 
 _I64, _INT, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
 _SIGNATURES = {
     "sparsec_supports": (_INT, [_INT]),
-    "sparsec_stream_nbytes": (_I64, [_I64] * 5 + [_INT]),
-    "sparsec_pack": (_INT, [_PTR] + [_I64] * 6 + [_INT] + [_PTR] * 3),
+    "sparsec_stream_nbytes": (_I64, [_PTR]),
+    "sparsec_pack": (_INT, [_PTR, _I64] + [_PTR] * 5),
     "sparsec_check": (_INT, [_PTR, _I64]),
     "sparsec_describe": (_INT, [_PTR, _I64, _PTR]),
-    "sparsec_unpack": (_INT, [_PTR, _I64] + [_PTR] * 3),
+    "sparsec_unpack": (_INT, [_PTR, _I64] + [_PTR] * 4),
     "sparsec_linear": (_INT, [_PTR, _I64] + [_PTR] * 3 + [_I64] * 3 + [_INT] * 4),
 }
 

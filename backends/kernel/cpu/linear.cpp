@@ -42,20 +42,22 @@ const Kernels* kernels_of(int level) {
   return level == 0 ? portable_kernels() : nullptr;
 }
 
-// The number of tokens from which the token kernel is the faster one. 4 and 13 are measured on Zen 4. AVX-512 of Intel has
-// one port for permutations and two for multiply-adds; elsewhere the row kernel is the measured one (Zen 5).
+// The number of tokens from which the token kernel is the faster one. 4 and 13 are measured on Zen 4, 30 on an Intel Xeon,
+// whose one port for permutations serves multiply-adds too; elsewhere the row kernel is the measured one (Zen 5).
 int64_t tokens_from(int level) {
   constexpr int64_t kNever = INT64_MAX;
 #if defined(__x86_64__)
-  if (level == 2) return __builtin_cpu_is("intel") ? 16 : kNever;
+  if (level == 2) return __builtin_cpu_is("intel") ? 30 : kNever;
 #endif
   return level == 1 ? 13 : 4;
 }
 
-// Wide streams have no row kernel: the token kernel is the faster one for any number of tokens.
-bool runs_tokens(const Job& job, int64_t tokens, int kernel, int level) {
+// Wide streams have no row kernel: the token kernel is the faster one for any number of tokens. Where rows moved it shares
+// tokens only among threads: each of them must have a vector.
+bool runs_tokens(const Job& job, int64_t tokens, int kernel, int level, int64_t threads) {
   if (!job.geometry.slot) return true;
-  return kernel ? kernel == 2 : tokens >= tokens_from(level);
+  if (kernel) return kernel == 2;
+  return tokens >= tokens_from(level) && (!job.geometry.pattern.moved || tokens >= threads * job.kernels->tokens.width);
 }
 
 // A share of the threads' work: tokens or row vectors.
@@ -113,12 +115,12 @@ int linear(const uint8_t* stream, int64_t nbytes, const float* x, const float* b
   if (job.geometry.pattern.rows != rows || job.geometry.pattern.cols != cols) return 1;
   if (!job.kernels) return 2;
   std::atomic<bool> out_of_memory{false};
-  Shares shares = {&job, tokens, useful_threads(job, tokens, team.threads), false,
-                   runs_tokens(job, tokens, kernel, level), &out_of_memory};
+  const int64_t threads = useful_threads(job, tokens, team.threads);
+  Shares shares = {&job, tokens, threads, false, runs_tokens(job, tokens, kernel, level, threads), &out_of_memory};
   // Tokens cut no panel work in two; row vectors make every thread copy all activations, so only for few tokens: the
   // token kernel needs its largest blocks.
   const int64_t block = shares.token_kernel ? int64_t(kMaxVectors) * job.kernels->tokens.width : 32;
-  shares.by_tokens = tokens >= shares.count * block;
+  shares.by_tokens = tokens >= shares.count * block || (shares.token_kernel && job.geometry.pattern.moved);
   if (shares.count > 1)
     team.run(team.pool, int(shares.count), run_share, &shares);
   else

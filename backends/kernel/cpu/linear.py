@@ -96,9 +96,9 @@ def run(
     if code == 4:
         raise MemoryError(f"no memory for the panels of {tokens} x {shape[-1]} activations; pass fewer at once")
     if code:
-        *_, rows, stream_cols, _ = describe(stream)
+        header = describe(stream)
         found = f"out_features {out_features}, in_features {shape[-1]}"
-        raise ValueError(f"the stream is for a weight {rows} x {stream_cols}; found {found}")
+        raise ValueError(f"the stream is for a weight {header.rows} x {header.cols}; found {found}")
     return y
 
 

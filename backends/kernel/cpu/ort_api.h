@@ -27,7 +27,7 @@ struct ApiBase {
 };
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kAnyType = 0, kFloat = 1, kUint8 = 2, kBFloat16Type = 16 };
+enum ElementType : int { kAnyType = 0, kFloat = 1, kUint8 = 2, kInt16 = 5, kInt32 = 6, kBFloat16Type = 16 };
 
 enum Place : int {
   kCreateStatus = 0,

@@ -3,11 +3,12 @@
 //   inputs      x          (..., in_features) float
 //               values     (1, rows, groups, n) float or bfloat16   \.
 //               positions  (1, rows, bytes) uint8                   > constants of the file: the canonical tables, see layout.py
-//               columns    (1, strips, groups, 4) uint8            /  N:M: (1, 1, 1, m), the offsets 0 .. m-1
+//               columns    (1, strips, groups, 4) uint8            /  strips: int16, int32; N:M: (1, 1, 1, m), 0 .. m-1
 //               bias       (rows,) float
-//   attributes  v (0: N:M), n, m, in_features
+//   attributes  v (0: N:M), n, m (0: strips, whose columns are those of the weight), in_features
 //
 // The tables are checked and packed once, when a session is made; onnxruntime then shows any refusal to the user.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -23,8 +24,8 @@
 
 extern "C" {
 int sparsec_supports(int level);
-int sparsec_pack(uint8_t* stream, int64_t nbytes, int64_t n, int64_t m, int64_t v, int64_t rows, int64_t cols,
-                 int value_type, const void* values, const uint8_t* positions, const uint8_t* columns);
+int sparsec_pack(uint8_t* stream, int64_t nbytes, const Pattern* pattern, const void* values, const uint8_t* positions,
+                 const int32_t* columns, const int32_t* rows);
 }
 
 namespace {
@@ -115,14 +116,34 @@ void check_values(const Geometry& g, const void* values) {
       value = static_cast<const float*>(values)[i];
     }
     if (!std::isfinite(value)) throw Error{"the values must be finite numbers"};
-    if (i % p.n >= g.real_columns(i / p.n % g.groups) && value != 0)
+    if (i % p.n >= g.real_slots(i / p.n % g.groups) && value != 0)
       throw Error{"a padding slot holds a value other than 0"};
   }
 }
 
+// As columns of the weight.
+std::vector<int32_t> read_columns(const ort::Api& api, const ort::KernelInfo* info, const Geometry& g) {
+  const Pattern& p = g.pattern;
+  const void* table = constant<void>(api, info, kColumns, p.v ? Shape{1, g.strips, g.groups, 4} : Shape{1, 1, 1, p.m});
+  const int type = api.element_type(api.constant_input(info, kColumns));
+  const std::string wanted = p.columns == kStrip ? "int16 or int32" : "uint8";
+  if (p.columns == kStrip ? type != ort::kInt16 && type != ort::kInt32 : type != ort::kUint8)
+    throw Error{"columns must be " + wanted + ", found element type " + std::to_string(type)};
+  std::vector<int32_t> columns(size_t(p.v ? g.strips * g.groups * 4 : p.m));
+  for (size_t i = 0; i < columns.size(); ++i) {
+    columns[i] = type == ort::kUint8   ? static_cast<const uint8_t*>(table)[i]
+                 : type == ort::kInt16 ? static_cast<const int16_t*>(table)[i]
+                                       : static_cast<const int32_t*>(table)[i];
+    if (p.v && p.columns == kWindow) columns[i] += int32_t(int64_t(i) / 4 % g.groups * p.m);
+    if (!p.v && columns[i] != int32_t(i)) throw Error{"columns of an N:M weight must be the offsets 0, 1, 2, ..."};
+  }
+  return columns;
+}
+
 void pack_tables(Kernel* kernel, const ort::KernelInfo* info) {
   const ort::Api& api = kernel->api;
-  const int64_t n = api.attribute(info, "n"), m = api.attribute(info, "m"), v = api.attribute(info, "v");
+  int64_t n = api.attribute(info, "n"), v = api.attribute(info, "v"), m = api.attribute(info, "m");
+  const Columns from = v && !m ? kStrip : kWindow;
   const ort::Value* first = api.constant_input(info, kPositions);
   const Shape sizes = first ? api.shape(first) : Shape{};
   if (sizes.size() != 3) throw Error{"positions must be a constant of the file with shape (1, rows, bytes)"};
@@ -133,8 +154,13 @@ void pack_tables(Kernel* kernel, const ort::KernelInfo* info) {
   if (type != ort::kFloat && type != ort::kBFloat16Type)
     throw Error{"values must be float or bfloat16, found element type " + std::to_string(type)};
   const ValueType value_type = type == ort::kFloat ? kFloat32 : kBfloat16;
+  if (from == kStrip) {  // M is known by the number of groups
+    const Shape kept = stored ? api.shape(stored) : Shape{};
+    if (kept.size() != 4 || kept[2] < 1) throw Error{"values must be a constant with shape (1, rows, groups, n)"};
+    m = std::max(int64_t(4), (kernel->cols + kept[2] - 1) / kept[2]);
+  }
   Geometry g;
-  if (!make_geometry({n, m, v, kernel->rows, kernel->cols, value_type}, &g))
+  if (!make_geometry({n, m, v, kernel->rows, kernel->cols, value_type, from}, &g))
     throw Error{"no kernel for n=" + std::to_string(n) + ", m=" + std::to_string(m) + ", v=" + std::to_string(v) +
                 " of a weight " + std::to_string(kernel->rows) + " x " + std::to_string(kernel->cols)};
   const int64_t fields = g.groups * n;
@@ -143,16 +169,12 @@ void pack_tables(Kernel* kernel, const ort::KernelInfo* info) {
   const void* values = constant<void>(api, info, kValues, {1, g.pattern.rows, g.groups, n});
   const uint8_t* positions =
       constant<uint8_t>(api, info, kPositions, {1, g.pattern.rows, (fields * bits + 7) / 8});
-  const uint8_t* columns =
-      constant<uint8_t>(api, info, kColumns, v ? Shape{1, g.strips, g.groups, 4} : Shape{1, 1, 1, m});
-  for (int64_t i = 0; !v && i < m; ++i)
-    if (columns[i] != i) throw Error{"columns of an N:M weight must be the offsets 0, 1, 2, ..."};
+  const std::vector<int32_t> columns = read_columns(api, info, g);
   check_values(g, values);
   kernel->nbytes = g.nbytes;
   kernel->stream.resize(size_t(g.nbytes + 63) / 64);
   const std::vector<uint8_t> unpacked = unpack_positions(positions, g.pattern.rows, fields, bits);
-  if (sparsec_pack(kernel->stream[0].bytes, g.nbytes, n, m, v, kernel->rows, kernel->cols,
-                   value_type, values, unpacked.data(), v ? columns : nullptr))
+  if (sparsec_pack(kernel->stream[0].bytes, g.nbytes, &g.pattern, values, unpacked.data(), columns.data(), nullptr))
     throw Error{"a position or column is out of range: the file is damaged"};
 }
 
@@ -239,8 +261,8 @@ ort::Domain* domain_for(const ort::Api& api, int threads) {
   op.name = [](const ort::CustomOp*) { return "NMLinear"; };
   op.provider = [](const ort::CustomOp*) -> const char* { return "CPUExecutionProvider"; };
   op.input_type = [](const ort::CustomOp*, size_t input) -> int {
-    if (input == kValues) return ort::kAnyType;  // float or bfloat16: pack_tables looks
-    return input == kPositions || input == kColumns ? ort::kUint8 : ort::kFloat;
+    if (input == kValues || input == kColumns) return ort::kAnyType;  // pack_tables looks
+    return input == kPositions ? ort::kUint8 : ort::kFloat;
   };
   op.inputs = [](const ort::CustomOp*) -> size_t { return kInputs; };
   op.output_type = [](const ort::CustomOp*, size_t) -> int { return ort::kFloat; };

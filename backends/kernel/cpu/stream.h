@@ -7,10 +7,14 @@
 //   slot         room of one group of M columns in a chunk: M rounded up to a power of two (M <= 16).
 //   chunk        16 / slot consecutive groups. The activations of a chunk fill one vector of 16 floats, each group at
 //                its slot, so a 4-bit index names a kept column. That makes V:N:M and N:M the same thing to a kernel.
-//   gathered     V:2:M with M > 16, V a multiple of 16: a group's slot holds only the 4 columns of its strip.
+//   place        a row as it is stored: place p belongs to strip p / V. Where rows moved, a table says which row it is.
+//   gathered     V a multiple of 16, and a strip pattern or M > 16: a group's slot holds only the 4 columns of its strip.
 //   wide         any other M > 16: one byte an index, and the token kernel only.
 //
-// Layout: Header | columns (V:N:M, for gathering and unpacking) | indices | values, each part 64-byte aligned.
+// Layout: Header | columns (V:N:M) | rows, places (where rows moved) | indices | values, each part 64-byte aligned.
+//   columns [strip][group][4] bytes, offset in the group, for unpacking only
+//           gathered: [strip][chunk][16] int32, column of the weight; past the last group 0
+//   rows    [place] int32, and its inverse, places [row] int32; both as long as the row vectors are, filled up with 0
 //   chunks: indices [tile][chunk][pair of steps][row vector][16] bytes, low nibble = even step, high = odd step
 //   wide:   indices [tile][group][n][row vector][16] bytes, offset in the group
 //   values          [tile][chunk][step][row vector][16] float: 4.5 bytes a kept weight altogether (wide: 5)
@@ -23,18 +27,21 @@ constexpr int kLanes = 16;
 constexpr int kTileVectors = 4;
 constexpr int kMaxSteps = 16;  // of one chunk: n <= slot
 enum ValueType { kFloat32, kBfloat16 };
+enum Columns { kWindow, kStrip };
 
 struct Pattern {
   int64_t n, m, v;  // v = 0: N:M; v >= 1: V:2:M
   int64_t rows, cols;
-  int64_t values = kFloat32;  // a ValueType
+  int64_t values = kFloat32;   // a ValueType
+  int64_t columns = kWindow;   // V:2:M: where the 4 columns of a group come from
+  int64_t moved = 0;           // 1: rows are not stored in their order
 };
 
 struct Header {
   uint64_t magic;
   Pattern pattern;
   int64_t nbytes;
-  int64_t reserved[8];
+  int64_t reserved[6];
 };
 static_assert(sizeof(Header) == 128, "the parts behind the header must stay 64-byte aligned");
 
@@ -53,7 +60,7 @@ struct Geometry {
   int half[kMaxSteps];    // by step of a chunk: 8 where its group lies in the upper half, else 0
   uint8_t column[kLanes];  // by index: which of the chunk's columns, empty slots not counted; always one of them
   int64_t total_steps, total_pairs, total_words;  // of one row vector; a wide stream has one "pair" a step
-  int64_t columns_at, index_at, values_at, nbytes;
+  int64_t columns_at, rows_at, places_at, index_at, values_at, nbytes;
 
   int tile_vectors(int64_t tile) const {
     const int64_t left = vectors - tile * kTileVectors;
@@ -61,6 +68,12 @@ struct Geometry {
   }
   int64_t real_columns(int64_t group) const {  // fewer than M in the last group
     return group + 1 < groups ? pattern.m : pattern.cols - group * pattern.m;
+  }
+  // What positions of a group may name: columns of N:M, else of the 4 shared ones those that are there.
+  int64_t real_slots(int64_t group) const {
+    if (!pattern.v) return real_columns(group);
+    const int64_t left = pattern.columns == kStrip ? pattern.cols - group * 4 : real_columns(group);
+    return left < 4 ? left : 4;
   }
 };
 

@@ -148,13 +148,25 @@ void transpose_in(const TransposeIn& call) {
 }
 
 template <class L>
+void copy(const CopyCall& call) {
+  using V = typename L::Float;
+  constexpr int kWidth = sizeof(V) / sizeof(float);
+  const int block = call.block;  // stores may change anything for all the compiler knows, see `unpack_as`
+  float* to = call.panel;
+  for (int64_t i = 0; i < call.count; ++i) {
+    const float* from = call.from + int64_t(call.columns[i]) * block;
+    for (int t = 0; t < block; t += kWidth, to += kWidth) store(to, load<V>(from + t));
+  }
+}
+
+template <class L>
 void transpose_out(const TransposeOut& call) {
   using V = typename L::Float;
   constexpr int kWidth = sizeof(V) / sizeof(float);
   for (int first = 0; first < call.tokens; first += kWidth)
     for (int row = 0; row < call.rows; row += kWidth) {
       V rows[kWidth];
-      each<kWidth>([&](auto r) SPARSEC_INLINE { rows[r] = load<V>(call.sums + (row + r) * call.block + first); });
+      each<kWidth>([&](auto r) SPARSEC_INLINE { rows[r] = load<V>(call.sums + int64_t(call.places[row + r]) * call.block + first); });
       L::transpose(rows);
       float* y = call.y + first * call.y_stride + row;
       const int tokens = call.tokens - first, left = call.rows - row;
@@ -169,7 +181,8 @@ void transpose_out(const TransposeOut& call) {
 
 template <class L, int... P>
 constexpr TokenKernels token_kernels(std::integer_sequence<int, P...>) {
-  return {sizeof(typename L::Float) / sizeof(float), {sum<L, P + 1>...}, unpack<L>, transpose_in<L>, transpose_out<L>};
+  return {sizeof(typename L::Float) / sizeof(float), {sum<L, P + 1>...}, unpack<L>, transpose_in<L>, copy<L>,
+          transpose_out<L>};
 }
 
 template <class L>

@@ -22,7 +22,8 @@ from sparsec.backends.kernel.cpu.linear import stream_linear
 from sparsec.cost import DENSE, TokenRange
 from sparsec.errors import UsageError
 from sparsec.models import Loaded
-from sparsec.pattern import NM, VNM, Pattern
+from sparsec.pattern import NM, VNM, Pattern, Strip
+from sparsec.tasks import Work
 
 pytestmark = pytest.mark.skipif(library.level() is None, reason="the CPU kernels are not built")
 GRID = tuple(itertools.product(cost.SIZES, cost.SIZES, cost.TOKENS))
@@ -93,6 +94,7 @@ def test_v_shares_a_series_up_to_m_16_but_not_for_int8() -> None:
     assert NM(2, 8) == cost.series_of(VNM(64, 2, 8)) == cost.series_of(VNM(16, 2, 8))
     assert VNM(64, 2, 32) == cost.series_of(VNM(64, 2, 32))
     assert VNM(64, 2, 8) == cost.series_of(VNM(64, 2, 8), "int8")
+    assert Strip(64, 2, 8) == cost.series_of(Strip(64, 2, 8))
 
 
 def test_a_pattern_is_measured_once_beside_dense_and_kept(quick: list[list[Pattern]], cache: Path) -> None:
@@ -178,7 +180,7 @@ def compiled(folder: Path, **options: object) -> sparsec.Artifact:
     data = {"model": "net", "targets": {"*": "2:4"}, **options}
     return api._compile(
         Loaded(sparsec.trace(made(Residual), {"x": random(3, 5)}), ({"x": random(3, 5)},), "noise"),
-        sparsec.Recipe.from_data(data), folder / "net.sparsec", sparsec.Options(measure_speed=False),
+        Work(sparsec.Recipe.from_data(data)), folder / "net.sparsec", sparsec.Options(measure_speed=False),
     )  # fmt: skip
 
 
@@ -228,7 +230,7 @@ def test_drop_slow_refuses_to_drop_everything(tmp_path: Path, monkeypatch: pytes
         compiled(tmp_path, drop_slow=True)
 
 
-@pytest.mark.parametrize("pattern", ["dense", "2:4", "1:3", "16:2:8", "64:2:32"])
+@pytest.mark.parametrize("pattern", ["dense", "2:4", "1:3", "16:2:8", "64:2:32", "16:2:8@strip"])
 def test_products_are_timed_as_they_run(pattern: str) -> None:
     one = Pattern.parse(pattern)
     bed = measuring.Bed([one])

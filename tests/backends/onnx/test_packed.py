@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from sparsec import ort
 from sparsec.backend import Check, CheckData
+from sparsec.backends.kernel.measuring import random_selection
 from sparsec.backends.onnx import exporter
 from sparsec.backends.onnx.backend import OnnxBackend
 from sparsec.backends.onnx.functions import DOMAIN, WEIGHT, functions
@@ -214,8 +215,9 @@ def test_verify_refuses_attributes_that_do_not_fit(copy: Path, exported: Exporte
 
 
 @pytest.mark.parametrize(
-    "pattern", [NM(1, 1), NM(2, 4), NM(3, 5), NM(16, 32), NM(3, 256), VNM(1, 2, 4), VNM(4, 2, 5), VNM(16, 2, 32)]
-)
+    "pattern", [NM(1, 1), NM(2, 4), NM(3, 5), NM(16, 32), NM(3, 256), VNM(1, 2, 4), VNM(4, 2, 5), VNM(16, 2, 32),
+                Strip(16, 2, 5)],
+)  # fmt: skip
 def test_the_function_unpacks_to_the_same_bits(pattern: Pattern) -> None:
     for tail in range(1, min(pattern.m, 8) + 1):  # type: ignore[attr-defined]
         layout = a_layout(pattern, 9, pattern.m + tail)  # type: ignore[attr-defined]
@@ -226,7 +228,7 @@ def test_the_function_unpacks_to_the_same_bits(pattern: Pattern) -> None:
         assert np.array_equal(decompress(layout)[0].numpy(), found), tail
 
 
-@pytest.mark.parametrize("pattern", [NM(3, 5), VNM(4, 2, 5)])
+@pytest.mark.parametrize("pattern", [NM(3, 5), VNM(4, 2, 5), Strip(16, 2, 5)])
 def test_another_runtime_gives_the_same_numbers(pattern: Pattern) -> None:
     """ONNX's own evaluator, which knows the standard operators only."""
     layout, x = a_layout(pattern, 9, 13), torch.randn(3, 13)
@@ -301,6 +303,7 @@ def packed(layout: SparseLayout, axes: tuple[int, ...] = (0, 1)) -> PackedWeight
     [
         ("Gemm", {"transB": 1}, NM(2, 4), ["NMLinear"]),
         ("Gemm", {"transB": 1, "alpha": 2.0}, NM(2, 4), ["NMWeight", "Gemm"]),
+        ("Gemm", {"transB": 1}, Strip(16, 2, 5), ["NMLinear"]),
         ("Gemm", {"transB": 1}, Strip(4, 2, 5), ["NMWeight", "Gemm"]),
         ("Gemm", {}, NM(2, 4), ["NMWeight", "Gemm"]),
     ],
@@ -315,6 +318,18 @@ def test_what_is_no_plain_product_of_a_kernel_reads_an_unpacked_weight(
     assert expected == [node.op_type for node in model.graph]
     assert linear == ({"w"} if expected == ["NMLinear"] else set())
     assert len(model.functions) == 2
+
+
+def test_rows_that_moved_are_put_back() -> None:
+    pattern, weight = Strip(16, 2, 5), torch.randn(1, 40, 9)
+    layout = compress(weight, pattern, random_selection(pattern, weight.abs(), moved=True))
+    model, x = gemm_model(layout, transB=1), torch.randn(3, 9)
+
+    assert set() == to_packed_onnx(model, {"w": packed(layout)})
+    assert ["NMWeight", "Gather", "Gemm"] == [node.op_type for node in model.graph]
+    content = onnx_ir.serde.serialize_model(model).SerializeToString()
+    found = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(found), x @ decompress(layout)[0].T, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -403,6 +403,10 @@ def computed_values(model: Any) -> None:
     model.graph.node[1].input[1] = "abs"
 
 
+def as_strip(model: Any) -> None:
+    next(one for one in model.graph.node[0].attribute if one.name == "m").i = 0
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -411,6 +415,7 @@ def computed_values(model: Any) -> None:
         (cut_positions, r"positions is UINT8 \(1, 12, 0\), expected \(1, 12, 1\)"),
         (widened_columns, r"columns is INT64 \(1, 3, 2, 4\), expected \(1, 3, 2, 4\)"),
         (computed_values, "values is no initializer"),
+        (as_strip, "the plugin runs windows of columns, and this is a strip of 4 rows; compile to 4:2:8"),
     ],
 )
 def test_nodes_that_the_plugin_could_not_run_are_named(tmp_path: Path, change: Any, words: str) -> None:

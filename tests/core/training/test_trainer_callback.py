@@ -10,6 +10,7 @@ import pytest
 import torch
 from training_models import check, task, wide
 
+from sparsec.errors import UsageError
 from sparsec.training.engine import Engine
 from sparsec.training.losses import CrossEntropy, Objective
 from sparsec.training.model import GraphModel, own
@@ -65,6 +66,25 @@ def test_the_trainer_trains_the_graph_and_ends_in_the_pattern(method: Method, tm
     with torch.no_grad():
         found = done(torch.stack([row["x"] for row in rows[:5]]))["logits"]
     assert torch.allclose(found, torch.tensor(evaluated), atol=1e-6)
+
+
+@needs_accelerate
+def test_the_callback_alone_cannot_keep_the_best(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    program = wide({"*": "2:4"}).clone()
+    own(program)
+    engine, model = (
+        Engine(program, Method(Repeated(), Penalty(0.01))),
+        GraphModel(program, Objective((CrossEntropy(),))),
+    )
+    best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], **best)
+    rows = [{"x": torch.ones(12), "labels": 0}] * 8
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, callbacks=[trainer_callback(engine)])
+
+    with pytest.raises(UsageError, match="load_best_model_at_end needs SparseTrainer"):
+        trainer.train()
 
 
 def test_the_adapter_is_short() -> None:

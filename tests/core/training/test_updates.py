@@ -10,13 +10,21 @@ from training_models import engine
 from sparsec.errors import PatternError, UsageError
 from sparsec.pattern import Pattern
 from sparsec.training.engine import Engine
-from sparsec.training.parts import Clock, Method
+from sparsec.training.parts import Clock, Method, Tracked
 from sparsec.training.schedules import Cubic, Once, Repeated
 from sparsec.training.updates import Hard, Penalty, StraightThrough
 
 WEIGHT = [[4.0, -3.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, -8.0, 6.0, 7.0, 5.0]]
 Z0 = [[4.0, -3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0, -8.0, 0.0, 7.0, 0.0]]
 """2:4 of it: of equal weights the first are kept, also of zeros."""
+
+
+def z_of(site: Tracked) -> Tensor:
+    return Penalty(1.0).parts(site)[0]
+
+
+def u_of(site: Tracked) -> Tensor:
+    return Penalty(1.0).parts(site)[1]
 
 
 def put(parameter: torch.nn.Parameter, value: Tensor) -> None:
@@ -30,8 +38,8 @@ def test_three_iterations_of_admm_by_hand() -> None:
     made.begin(steps=4, per_epoch=4)
     (site,) = made.sites
     w, z = torch.tensor(WEIGHT), torch.tensor(Z0)
-    assert torch.equal(z, site.tensors["z"])
-    assert torch.equal(w - z, site.tensors["u"])  # [0, 0, 2, 1]
+    assert torch.equal(z, z_of(site))
+    assert torch.equal(w - z, u_of(site))  # [0, 0, 2, 1]
 
     parameter.grad = torch.ones_like(w)
     made.pre_step()
@@ -39,14 +47,14 @@ def test_three_iterations_of_admm_by_hand() -> None:
     assert [1.0, 1.0, 3.0, 2.0] == parameter.grad[0, :4].tolist()
 
     made.post_step()  # w + u = [4, -3, 4, 2]: now the third is kept in place of the second
-    assert [4.0, 0.0, 4.0, 0.0] == site.tensors["z"][0, :4].tolist()
-    assert [0.0, -3.0, 0.0, 2.0] == site.tensors["u"][0, :4].tolist()  # u + w - z = [0, 0, 2, 1] + [0, -3, -2, 1]
+    assert [4.0, 0.0, 4.0, 0.0] == z_of(site)[0, :4].tolist()
+    assert [0.0, -3.0, 0.0, 2.0] == u_of(site)[0, :4].tolist()  # u + w - z = [0, 0, 2, 1] + [0, -3, -2, 1]
     made.post_step()  # w + u = [4, -6, 2, 3]
-    assert [4.0, -6.0, 0.0, 0.0] == site.tensors["z"][0, :4].tolist()
-    assert [0.0, 0.0, 2.0, 3.0] == site.tensors["u"][0, :4].tolist()
+    assert [4.0, -6.0, 0.0, 0.0] == z_of(site)[0, :4].tolist()
+    assert [0.0, 0.0, 2.0, 3.0] == u_of(site)[0, :4].tolist()
     made.post_step()  # w + u = [4, -3, 4, 4]
-    assert [4.0, 0.0, 4.0, 0.0] == site.tensors["z"][0, :4].tolist()
-    assert [0.0, -3.0, 0.0, 4.0] == site.tensors["u"][0, :4].tolist()
+    assert [4.0, 0.0, 4.0, 0.0] == z_of(site)[0, :4].tolist()
+    assert [0.0, -3.0, 0.0, 4.0] == u_of(site)[0, :4].tolist()
 
     made.end()
     assert Z0 == parameter.tolist()  # the final projection is of w, as in the paper's code
@@ -72,7 +80,7 @@ def test_a_balanced_rho_moves_by_two_and_u_against_it(rho: float, after: float) 
 
     assert pytest.approx(after) == made.numbers["rho"]
     u = torch.tensor([[0.0, 1.0, 0.0, 0.0]])  # [0, 0, 1, 0] + [0, 1, -1, 0]
-    assert torch.allclose(u * rho / after, made.sites[0].tensors["u"])
+    assert torch.allclose(u * rho / after, u_of(made.sites[0]))
 
 
 def test_admm_on_a_quadratic_closes_the_gap_and_beats_projecting_at_once() -> None:

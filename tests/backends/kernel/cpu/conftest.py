@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sparsec.backends.kernel.cpu import library
+from sparsec.backends.kernel.measuring import random_selection
 from sparsec.layout import SparseLayout, compress
 from sparsec.pattern import Pattern
 
@@ -27,13 +28,17 @@ def _library() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def make_layout() -> MakeLayout:
-    """(pattern, rows, cols, seed) -> a layout whose selection is random among the legal ones."""
+    """(pattern, rows, cols, seed) -> a layout whose selection is random among the legal ones.
+
+    `64:2:5@strip@moved`: the rows of a strip come from anywhere too.
+    """
 
     def make(pattern: str, rows: int, cols: int, seed: int) -> SparseLayout:
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(1, rows, cols, generator=generator)
-        parsed = Pattern.parse(pattern)
-        selection = parsed.project(torch.rand(1, rows, cols, generator=generator), "l1")
+        parsed = Pattern.parse(pattern.removesuffix("@moved"))
+        score = torch.rand(1, rows, cols, generator=generator)
+        selection = random_selection(parsed, score, pattern.endswith("@moved"), generator)
         return compress(weight, parsed, selection)
 
     return make

@@ -50,7 +50,7 @@ def test_nan_and_infinity_stay_what_torch_makes_of_them(make_layout, level: libr
 
 
 @pytest.mark.parametrize(("level", "name"), LEVELS_AND_NAMES)
-@pytest.mark.parametrize("pattern", ["2:4", "16:2:5", "3:20", "16:2:20"])
+@pytest.mark.parametrize("pattern", ["2:4", "16:2:5", "3:20", "16:2:20", "16:2:5@strip@moved"])
 def test_it_follows_the_bias_once(make_layout, pattern: str, level: library.Level, name: str) -> None:
     # 700 columns: y is accumulated in parts, and only the last part may apply the activation.
     for rows, cols, tokens in ((37, 700, 33), (64, 90, 1), (5, 20, 7), (100, 33, 70)):

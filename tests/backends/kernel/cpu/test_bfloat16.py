@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,19 +14,20 @@ from sparsec.backends.kernel.cpu.linear import run
 from sparsec.backends.kernel.cpu.stream import check_stream, describe, pack, unpack
 from sparsec.layout import SparseLayout, stored_as
 
-PATTERNS = ("1:1", "1:4", "2:4", "1:5", "3:7", "5:9", "1:16", "16:16", "3:17", "7:2:9", "64:2:5", "33:2:40", "48:2:40")
+PATTERNS = ("1:1", "1:4", "2:4", "1:5", "3:7", "5:9", "1:16", "16:16", "3:17", "7:2:9", "64:2:5", "33:2:40", "48:2:40",
+            "32:2:5@strip@moved")  # fmt: skip
 
 
 def widened(layout: SparseLayout) -> SparseLayout:
     """The same numbers as float32."""
-    return SparseLayout(layout.pattern, layout.shape, layout.values.float(), layout.positions, layout.columns)
+    return dataclasses.replace(layout, values=layout.values.float())
 
 
 @pytest.mark.parametrize("kernel", ["rows", "tokens"])
 @pytest.mark.parametrize("level", library.supported())
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_all_residues_give_the_bits_of_float32(make_layout, pattern: str, level: library.Level, kernel: str) -> None:
-    m = int(pattern.split(":")[-1])
+    m = int(pattern.split("@")[0].split(":")[-1])
     for case in range(24):
         rows, cols, tokens = case * 7 % 83 + 1, case % 4 * m + case * 5 % m + 1, case * 37 % 100 + 1
         layout = stored_as(make_layout(pattern, rows, cols, case), "bf16")

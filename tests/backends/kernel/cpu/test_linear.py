@@ -21,7 +21,14 @@ ROUNDING = 2.0**-24
 
 NM_PATTERNS = ("1:1", "1:4", "2:4", "4:4", "1:5", "2:8", "4:8", "3:7", "5:9", "1:16", "16:16", "3:17", "5:256")
 VNM_PATTERNS = ("1:2:4", "7:2:9", "10:2:5", "16:2:6", "64:2:5", "64:2:8", "128:2:16", "33:2:40", "16:2:17", "64:2:40")
-PATTERNS_AND_LEVELS = [(pattern, level) for pattern in (*NM_PATTERNS, *VNM_PATTERNS) for level in library.supported()]
+STRIPS = ("16:2:5@strip", "64:2:8@strip@moved", "48:2:40@strip@moved")
+PATTERNS = (*NM_PATTERNS, *VNM_PATTERNS, *STRIPS)
+PATTERNS_AND_LEVELS = [(pattern, level) for pattern in PATTERNS for level in library.supported()]
+
+
+def group(pattern: str) -> int:
+    """M."""
+    return int(pattern.split("@")[0].split(":")[-1])
 
 
 def assert_close(y: Tensor, x: Tensor, layout: SparseLayout, bias: Tensor | None) -> None:
@@ -37,7 +44,7 @@ def assert_close(y: Tensor, x: Tensor, layout: SparseLayout, bias: Tensor | None
 
 @pytest.mark.parametrize(("pattern", "level"), PATTERNS_AND_LEVELS)
 def test_all_residues_of_rows_and_columns(make_layout, pattern: str, level: library.Level) -> None:
-    m = int(pattern.split(":")[-1])
+    m = group(pattern)
     for case in range(64):
         rows, cols, tokens = case + 1 + 64 * (case % 3 == 0), (case % 3) * m + case * 5 % m + 1, case * 37 % 100 + 1
         layout = make_layout(pattern, rows, cols, case)
@@ -47,7 +54,7 @@ def test_all_residues_of_rows_and_columns(make_layout, pattern: str, level: libr
 
 
 @pytest.mark.parametrize("level", library.supported())
-@pytest.mark.parametrize("pattern", ["2:4", "64:2:5", "3:40"])
+@pytest.mark.parametrize("pattern", ["2:4", "64:2:5", "3:40", "32:2:5@strip@moved"])
 def test_every_token_count_and_many_chunk_ranges(make_layout, pattern: str, level: library.Level) -> None:
     # 1500 columns: the panels of larger blocks no longer fit the first-level cache, so y is accumulated in parts.
     rows, cols = 80, 1500
@@ -58,7 +65,13 @@ def test_every_token_count_and_many_chunk_ranges(make_layout, pattern: str, leve
 
 
 @pytest.mark.parametrize("level", library.supported())
-@pytest.mark.parametrize(("pattern", "tokens"), [("64:2:8", 1), ("2:4", 5), ("64:2:5", 200), ("2:20", 70)])
+@pytest.mark.parametrize(
+    ("pattern", "tokens"),
+    [
+        *(("64:2:8", 1), ("2:4", 5), ("64:2:5", 200), ("2:20", 70)),
+        *(("64:2:5@strip", 200), ("64:2:5@strip@moved", 1), ("64:2:5@strip@moved", 40)),
+    ],
+)
 def test_two_threads_give_the_bits_of_one(make_layout, pattern: str, tokens: int, level: library.Level) -> None:
     layout = make_layout(pattern, 1100, 900, 0)  # enough work for the second thread at every level
     stream, x = pack(layout), torch.randn(tokens, 900)
@@ -75,6 +88,8 @@ def test_random_patterns(make_layout, data: st.DataObject) -> None:
     m = data.draw(st.integers(4 if shared else 1, 256) | st.integers(4 if shared else 1, 17))
     n = data.draw(st.integers(1, m))
     pattern = f"{data.draw(st.integers(1, 70) | st.sampled_from((16, 64)))}:2:{m}" if shared else f"{n}:{m}"
+    if shared and data.draw(st.booleans()):
+        pattern = f"{data.draw(st.sampled_from((16, 48)))}:2:{m}@strip{data.draw(st.sampled_from(('', '@moved')))}"
     rows, cols, tokens = (data.draw(st.integers(1, top)) for top in (150, 300, 40))
     layout = make_layout(pattern, rows, cols, data.draw(st.integers(0, 9)))
     stream, x = pack(layout), torch.randn(tokens, cols)
@@ -86,7 +101,7 @@ def test_random_patterns(make_layout, data: st.DataObject) -> None:
 @pytest.mark.parametrize("tokens", [1, 6, 30])
 @pytest.mark.parametrize(("pattern", "level"), PATTERNS_AND_LEVELS)
 def test_only_kept_activations_reach_the_output(make_layout, pattern: str, level: library.Level, tokens: int) -> None:
-    rows, cols = 20, 3 * int(pattern.split(":")[-1]) + 3
+    rows, cols = 20, 3 * group(pattern) + 3
     layout = make_layout(pattern, rows, cols, 0)
     mask = decompress(layout)[0] != 0
     stream, finite = pack(layout), torch.randn(tokens, cols)

@@ -27,9 +27,10 @@ def guarded(tensor: Tensor) -> tuple[Tensor, mmap.mmap]:
 
 @pytest.mark.parametrize("kernel", [1, 2])
 @pytest.mark.parametrize("level", library.supported())
-@pytest.mark.parametrize("pattern", ["1:1", "2:3", "2:4", "3:7", "2:8", "5:11", "16:16", "2:40", "8:2:5", "16:2:40"])
+@pytest.mark.parametrize("pattern", ["1:1", "2:3", "2:4", "3:7", "2:8", "5:11", "16:16", "2:40", "8:2:5", "16:2:40",
+                                     "16:2:5@strip", "16:2:7@strip@moved"])  # fmt: skip
 def test_no_byte_beyond_the_tensors_is_touched(make_layout, pattern: str, level: library.Level, kernel: int) -> None:
-    m = int(pattern.split(":")[-1])
+    m = int(pattern.split("@")[0].split(":")[-1])
     for case in range(12):
         rows, cols, tokens = 1 + case * 7 % 37, 1 + case * 11 % (3 * m), 1 + case * 5 % 17
         tensors = (

@@ -20,13 +20,14 @@ from sparsec.layout import decompress
 PATTERNS = (
     "1:1", "1:4", "2:4", "4:4", "1:5", "2:8", "3:7", "5:9", "1:16", "16:16", "3:17", "2:32", "5:256",
     "1:2:4", "7:2:9", "64:2:5", "64:2:8", "33:2:40", "16:2:17", "48:2:40", "16:2:256",
+    "16:2:5@strip", "64:2:8@strip@moved", "48:2:40@strip@moved",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("level", library.supported())
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_all_residues_give_the_bits_of_the_row_kernel(make_layout, pattern: str, level: library.Level) -> None:
-    m = int(pattern.split(":")[-1])
+    m = int(pattern.split("@")[0].split(":")[-1])
     for case in range(24):
         rows, cols, tokens = case * 7 % 83 + 1, case % 4 * m + case * 5 % m + 1, case * 37 % 150 + 1
         stream, x = pack(make_layout(pattern, rows, cols, case)), torch.randn(tokens, cols)
@@ -51,7 +52,7 @@ def test_random_patterns_give_the_bits_of_the_row_kernel(make_layout, data: st.D
 
 
 @pytest.mark.parametrize("level", library.supported())
-@pytest.mark.parametrize("pattern", ["2:4", "64:2:5", "48:2:40", "3:40"])
+@pytest.mark.parametrize("pattern", ["2:4", "64:2:5", "48:2:40", "3:40", "64:2:5@strip", "64:2:5@strip@moved"])
 def test_many_ranges_and_bands(make_layout, pattern: str, level: library.Level) -> None:
     # 5000 rows: their sums leave half of a second-level cache; 600 columns: more than one panel.
     rows, cols, tokens = 5000, 600, 70
@@ -64,8 +65,9 @@ def test_many_ranges_and_bands(make_layout, pattern: str, level: library.Level) 
 
 @pytest.mark.parametrize("level", library.supported())
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_share_tokens_or_rows(make_layout, level: library.Level, threads: int) -> None:
-    stream, x = pack(make_layout("64:2:8", 200, 333, 0)), torch.randn(800, 333)
+@pytest.mark.parametrize("pattern", ["64:2:8", "16:2:8@strip@moved"])
+def test_threads_share_tokens_or_rows(make_layout, level: library.Level, threads: int, pattern: str) -> None:
+    stream, x = pack(make_layout(pattern, 200, 333, 0)), torch.randn(800, 333)
     for tokens in (800, 257, 9):
         one = run(x[:tokens], stream, None, 200, 1, level, "none", "tokens")
         assert torch.equal(one, run(x[:tokens], stream, None, 200, threads, level, "none", "tokens"))

@@ -1,0 +1,175 @@
+"""The runner: every arm of a study once, each result a line of JSON, and a table of means and standard errors.
+
+1. An arm that has a line already, with the same passes, is not run again: a run that was killed goes on.
+2. An arm is not started when the longest one so far would not fit into what is left of the budget.
+3. Seconds are CPU seconds of this process; on another device they are seconds.
+4. An arm that fails stops the run: no line, no gap in the table that nobody sees.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsec import Context, PassManager, Program
+from sparsec.errors import UsageError
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training, as data."""
+
+    arm: str
+    """Its name."""
+    passes: str
+    """Pass text; nothing: the dense model is judged as it is."""
+    pattern: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are."""
+
+    data: Path
+    work: Path
+    """For what may be made again, such as dense models."""
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all arms of a seed start from."""
+
+    program: Program
+    resources: Mapping[str, Any]
+    judge: Callable[[Program], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms, in the order they are run, and how a seed begins."""
+
+    name: str
+    arms: Sequence[Arm]
+    start: Callable[[int, Place], Start]
+    metrics: Sequence[str]
+    """That are shown."""
+    baseline: str = ""
+    """The arm that the others of its pattern are compared with, seed by seed."""
+
+
+def run(study: Study, out: Path, place: Place, minutes: float, say: Callable[[str], None] = print) -> int:
+    """Run what has no result and append it to `out`, for so many minutes. Returns how many arms are left."""
+    seconds = time.process_time if place.device == "cpu" else time.perf_counter  # rule 3
+    begun, lines = seconds(), read(out)
+    left = [arm for arm in study.arms if not _found(lines, study, arm)]  # rule 1
+    start: tuple[int, Start] | None = None
+    while left:
+        arm, since = left[0], seconds()
+        longest = max((line["seconds"] for line in lines if line["study"] == study.name), default=0.0)
+        if since - begun + longest >= minutes * 60:  # rule 2
+            say(f"the budget of {minutes:g} minutes ends; {len(left)} of {len(study.arms)} arms are left")
+            break
+        if start is None or start[0] != arm.seed:
+            start = arm.seed, study.start(arm.seed, place)
+        lines.append(_line(study, arm, start[1], place) | {"seconds": round(seconds() - since, 1)})
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a") as file:
+            file.write(json.dumps(lines[-1]) + "\n")
+        say(json.dumps({key: lines[-1][key] for key in ("arm", "pattern", "seed", "metrics", "seconds")}))
+        left.pop(0)
+    return len(left)
+
+
+def read(out: Path) -> list[Line]:
+    """The results so far."""
+    return [json.loads(text) for text in out.read_text().splitlines()] if out.exists() else []
+
+
+def _found(lines: Iterable[Line], study: Study, arm: Arm) -> Line | None:
+    return next((line for line in lines if all(line[key] == value for key, value in _key(study, arm).items())), None)
+
+
+def _key(study: Study, arm: Arm) -> Line:
+    return {"study": study.name, **asdict(arm)}
+
+
+def _line(study: Study, arm: Arm, start: Start, place: Place) -> Line:
+    program, curves = start.program, {}
+    if arm.passes:
+        if arm.pattern:
+            program = program.replace(sites=program.sites.with_targets({"*": arm.pattern}))
+        context = Context(seed=arm.seed, resources=dict(start.resources))
+        program, reports = PassManager.parse(arm.passes).run_reported(program, context)
+        curves = {k: [v[0][1], v[-1][1]] for report in reports for k, v in report.data.get("curves", {}).items()}
+    return {
+        **_key(study, arm),
+        "metrics": dict(start.judge(program)),
+        "curves": curves,  # first and last value of each
+        "commit": _commit(),
+        "versions": {name: version(name) for name in ("sparsec", "torch", "transformers")},
+        "threads": torch.get_num_threads(),
+        "device": place.device,
+    }
+
+
+def _commit() -> str:
+    """Of the tree that this file is in; `-dirty` where tracked files differ from it."""
+    where = Path(__file__).parent
+    asked = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    return subprocess.run(asked, cwd=where, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def table(study: Study, lines: Sequence[Line]) -> str:
+    """Means over seeds, with standard errors, and what each arm gains over the baseline of its pattern."""
+    found = [line for arm in study.arms if (line := _found(lines, study, arm))]
+    groups: dict[tuple[str, str], dict[int, Line]] = {}
+    for line in found:
+        groups.setdefault((line["pattern"], line["arm"]), {})[line["seed"]] = line
+    heads = [head for name in study.metrics for head in (name, *([f"minus {study.baseline}"] * bool(study.baseline)))]
+    rows = [["pattern", "arm", *heads, "n", "CPU s"], ["---"] * (4 + len(heads))]
+    for (pattern, name), own in groups.items():
+        base, cells = groups.get((pattern, study.baseline), {}), []
+        for metric in study.metrics:
+            cells.append(spread([line["metrics"][metric] for line in own.values()]))
+            if study.baseline:
+                both = [] if name == study.baseline else sorted(own.keys() & base.keys())
+                gains = [own[seed]["metrics"][metric] - base[seed]["metrics"][metric] for seed in both]
+                cells.append(spread(gains, sign="+") if gains else "")
+        spent = statistics.mean(line["seconds"] for line in own.values())
+        rows.append([pattern, name, *cells, str(len(own)), f"{spent:.0f}"])
+    commits = ", ".join(sorted({line["commit"] for line in found})) or "none"
+    total = sum(line["seconds"] for line in found) / 60
+    head = f"{len(found)} of {len(study.arms)} arms, {total:.0f} CPU minutes, commit {commits}."
+    texts = dict.fromkeys(f"{arm.arm:16} {arm.passes}" for arm in study.arms if arm.passes not in ("", arm.arm))
+    block = ["", "```", *texts, "```"] if texts else []
+    return "\n".join([head, "", *("| " + " | ".join(row) + " |" for row in rows), *block])
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """`0.871 ± 0.004`: the mean and its standard error, which one value does not have."""
+    mean = f"{statistics.mean(values):{sign}.4f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.4f}"
+
+
+def write_report(study: Study, lines: Sequence[Line], page: Path) -> None:
+    """Put the table between the study's two markers in `page`. Raises UsageError when they are not there."""
+    begin, end = f"<!-- study {study.name} -->", f"<!-- end of study {study.name} -->"
+    text = page.read_text() if page.exists() else ""
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise UsageError(f"{page} has no place for the table: put the lines {begin} and {end} where it belongs")
+    page.write_text(f"{before}{begin}\n\n{table(study, lines)}\n\n{end}{after}")

@@ -1,0 +1,206 @@
+"""The permute pass: patterns keep more of the score, and the program computes what it did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from core.axes_models import Apply, Net, TiedEmbedding
+from core.axes_models import Feed as Block
+from fake_backend import Formula
+from models import Encoder, Residual, made, random
+from torch import nn
+
+from sparsec import PassManager, Program, trace
+from sparsec.axes import rules as axis_rules
+from sparsec.data import Calibration
+from sparsec.errors import RecipeError, VerificationError
+from sparsec.pipeline import CLOSE, Context, PassReport, relative_difference
+
+SUMS = 1e-5  # the order of float32 sums
+
+
+class Wide(nn.Module):
+    """Two feed-forward blocks of 12 hidden channels, one of them gated, wide enough for every pattern to gain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net(Block(hidden=12), Block(gated=True, hidden=12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def traced(make: Any = Wide) -> Program:
+    return trace(made(make), {"x": random(2, 3, 5)})
+
+
+def run(program: Program, text: str, **resources: Any) -> tuple[Program, PassReport]:
+    passes = PassManager.parse(text)
+    after, reports = passes.run_reported(program, Context(resources=resources), check="outputs")
+    return after, reports[0]
+
+
+def texts(report: PassReport) -> dict[str, str]:
+    return {note.site: note.text for note in report.notes}
+
+
+# Fires ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:2:5", "4:2:5+2:4"])
+def test_every_site_that_moves_keeps_more_and_outputs_stay(pattern: str) -> None:
+    program = traced()
+
+    after, report = run(program, f"permute{{pattern={pattern}}}")
+
+    shares = report.data["retained"]
+    assert sum(now for _, now in shares.values()) > sum(then for then, _ in shares.values())
+    assert {"permuted", "traced"} == after.facts
+    assert report.data["difference"] <= 1e-9
+    for name, value in program(**program.inputs).items():
+        assert relative_difference(after(**after.inputs)[name], value) <= CLOSE
+    assert any(entry["gain"] > 0 for entry in report.data["variables"].values())
+
+
+def test_what_it_says_is_kept_is_what_masking_then_keeps() -> None:
+    after, report = run(traced(), "permute{pattern=2:4} | mask")
+
+    for name, (_, now) in report.data["retained"].items():
+        assert pytest.approx(now, rel=SUMS) == after.sites[name].retained
+
+
+def test_a_bert_layer_is_permuted_inside_its_heads_and_its_feed_forward() -> None:
+    program = trace(made(Encoder), {"tokens": torch.tensor([[1, 2, 3], [4, 5, 6]])})
+
+    _, report = run(program, "permute{pattern=1:2}")
+
+    assert {"query.weight:0", "up.weight:0"} == report.data["variables"].keys()
+    kept = report.data["retained"]
+    assert kept["down.weight"][1] > kept["down.weight"][0]
+    assert "no pattern keeps more by it" == texts(report)["value.weight:0"]
+    assert any("axes may not be permuted" in text for text in texts(report).values())
+
+
+def test_the_permuted_weights_are_those_of_the_same_model() -> None:
+    net, x = made(Wide), random(4, 3, 5, seed=1)
+    program = trace(net, {"x": random(2, 3, 5)})
+    before, expected = net.net.blocks[0].up.weight.clone(), net(x).detach()
+
+    run(program, "permute{pattern=2:4}")[0].write_back(net)
+
+    assert not torch.equal(before, net.net.blocks[0].up.weight)
+    assert relative_difference(net(x), expected) <= CLOSE
+
+
+def test_a_tied_table_stays_tied() -> None:
+    net = made(TiedEmbedding)
+    program = trace(net, {"tokens": torch.tensor([[1, 2], [3, 4]])})
+
+    run(program, "permute{pattern=2:4}")[0].write_back(net)
+
+    expected = program(tokens=torch.tensor([[5, 6], [7, 8]]))
+    for name, value in trace(net, program.inputs)(tokens=torch.tensor([[5, 6], [7, 8]])).items():
+        assert relative_difference(value, expected[name]) <= CLOSE
+
+
+@pytest.mark.parametrize("passes", ["mask | freeze", "oneshot{solver=sparsegpt}", "oneshot"])
+def test_later_passes_work_on_permuted_weights_without_knowing(passes: str) -> None:
+    data = Calibration(tuple({"x": random(20, 3, 5, seed=seed)} for seed in range(3)), "made here", "0" * 64, 180)
+    manager = PassManager.parse(f"permute{{pattern=4:2:5, score=wanda}} | {passes} | lower")
+
+    after = manager.run(traced(), Context(resources={"calibration": data}))
+
+    assert {"permuted", "lowered"} <= after.facts
+
+
+@pytest.mark.parametrize("solver", ["oneshot", "mask | freeze"])
+def test_kernel_mode_gives_strips_rows_that_need_not_be_neighbours(solver: str, tmp_path: Path) -> None:
+    program = traced(lambda: Net(Block(hidden=48)))
+    data = Calibration(tuple({"x": random(20, 3, 5, seed=seed)} for seed in range(3)), "made here", "0" * 64, 180)
+    context = Context(resources={"calibration": data})
+
+    permuted, (report,) = PassManager.parse("permute{pattern=16:2:8, mode=kernel}").run_reported(program, context)
+    permuted.save(tmp_path / "permuted")
+    after = PassManager.parse(solver).run(Program.load(tmp_path / "permuted"), context)
+
+    up = after.sites["blocks.0.up.weight"]
+    assert "16:2:8@strip" == str(up.pattern)
+    assert permuted.sites[up.name].rows is not None
+    assert torch.equal(permuted.sites[up.name].rows, up.selection.rows)  # type: ignore[union-attr, arg-type]
+    assert torch.equal(permuted.sites[up.name].read(permuted.module), program.sites[up.name].read(program.module))
+    assert report.data["retained"][up.name][1] > report.data["retained"][up.name][0]
+    weight = up.read(after.module)
+    assert 0 == up.pattern.violations_of(weight, up.selection).count  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "mode"),
+    [(("kernel",), "kernel"), (("kernel", "onnx"), "both"), (("onnx", "torch24"), "graph"), ((), "graph")],
+)
+def test_auto_looks_at_the_backends(asked: tuple[str, ...], mode: str) -> None:
+    _, report = run(trace(made(Residual), (random(2, 5),)), "permute{pattern=16:2:5, mode=auto}", backends=asked)
+
+    assert mode == report.data["mode"]
+
+
+def test_auto_with_one_backend_asks_it_for_its_name() -> None:
+    _, report = run(trace(made(Residual), (random(2, 5),)), "permute{pattern=16:2:5, mode=auto}", backend=Formula())
+
+    assert "graph" == report.data["mode"]
+
+
+# Does not fire --------------------------------------------------------------------------------------------------------
+
+
+def test_no_time_means_no_permutation_and_says_so() -> None:
+    program = traced()
+
+    after, report = run(program, "permute{pattern=2:4, seconds=0}")
+
+    assert "seconds=0: nothing was permuted" == texts(report)["all"]
+    for name, value in program.module.named_parameters():
+        assert torch.equal(value, dict(after.module.named_parameters())[name])
+
+
+def test_a_pattern_that_order_does_not_help_is_left() -> None:
+    _, report = run(traced(), "permute{pattern=unstructured:0.5}")
+
+    assert "unstructured:0.5 keeps the same in any order" in texts(report).values()
+    assert "mode graph: nothing was permuted" == texts(report)["all"]
+
+
+def test_a_second_run_finds_chosen_weights_held() -> None:
+    after, _ = run(traced(), "permute{pattern=2:4} | mask | freeze")
+
+    again, report = run(after, "permute")
+
+    assert any("chosen already" in text for text in texts(report).values())
+    assert again.dump(hashes=True) == after.dump(hashes=True)
+
+
+def test_a_recipe_without_patterns_is_refused() -> None:
+    with pytest.raises(RecipeError, match="no site has a pattern"):
+        run(traced(), "permute")
+
+
+@pytest.mark.parametrize("options", ["rounds=0", "seconds=-1"])
+def test_options_out_of_range_are_refused(options: str) -> None:
+    with pytest.raises(RecipeError, match="rounds of 1 or more and seconds of 0 or more"):
+        PassManager.parse(f"permute{{{options}}}")
+
+
+# The proof ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_rule_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = traced(lambda: Net(Apply(lambda x: torch.tanh(x).cumsum(-1)), Block()))
+    program = program.replace(sites=program.sites.with_targets({"re:weight": "2:4"}))
+    before = program.dump(hashes=True)
+    monkeypatch.setitem(axis_rules.RULES, "cumsum", axis_rules.RULES["relu"])
+
+    with pytest.raises(VerificationError, match=r"pass permute: .* is cumsum \(aten\.cumsum\.default\); nothing was"):
+        run(program, "permute")
+    assert before == program.dump(hashes=True)
