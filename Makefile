@@ -28,6 +28,7 @@ test-all: $(VENV)/.installed-rtx  ## every test, and the benches with their boun
 	$(TEST)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_cpu_linear.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_cpu_int8.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_cpu_strips.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_explain.py
 	$(BIN)/python tests/bench/bench_compile.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_ort.py

@@ -82,7 +82,7 @@ def start(seed: int, place: Place, held_out: bool = False) -> Start:
         return {"accuracy": right / len(judged), "loss": loss / len(judged)}
 
     program = _dense(seed, place, batches(mixed[:DENSE_ROWS], tokenizer, 64, place.device))
-    return Start(program, {"train": train, "calibration": calibration}, judge)
+    return Start(program, {"train": train, "calibration": calibration, "teacher": program}, judge)
 
 
 def _dense(seed: int, place: Place, train: Batches) -> Program:

@@ -23,10 +23,13 @@ def tried(low: str, high: str) -> list[str]:
 
 ARMS = [Arm("dense", "", seed=SEED)]
 ARMS += [Arm(passes, passes, pattern, SEED) for pattern, rates in RATES.items() for passes in tried(*rates)]
-LONGER = (  # three times the steps, not among what was chosen from: whether a longer training changes the order
+BESIDES = (  # not among what was chosen from: three times the steps, and training that starts from one-shot pruning
     "fixed-mask{epochs=6, batch_size=8, lr=2e-4}",
     "admm{epochs=6, batch_size=8, lr=4e-4, rho=1e-1, every=25, frozen_epochs=2}",
     "admm{epochs=6, batch_size=8, lr=4e-4, rho=1e-1, every=100, frozen_epochs=2}",
+    "oneshot",
+    f"oneshot | fixed-mask{{{STEPS}, lr=3e-5}}",
+    f"oneshot | fixed-mask{{{STEPS}, lr=3e-5, loss=none, distill=1, teacher=teacher}}",
 )
-ARMS += [Arm(passes, passes, "64:2:5", SEED) for passes in LONGER]
+ARMS += [Arm(passes, passes, "64:2:5", SEED) for passes in BESIDES]
 STUDY = Study("sst2_grid", ARMS, partial(start, held_out=True), ("accuracy", "loss"))

@@ -40,8 +40,8 @@ def apply(program: Program, variable: Variable, permutation: Tensor) -> Program:
             or _fx.get_tensor(program.module, move.tensor).shape != sizes
         ):
             raise UsageError(
-                f"{variable.name} moves {move.tensor} of shape {sizes}, which this program has not: it is not the program "
-                "that was analysed; analyse it again"
+                f"{variable.name} moves {move.tensor} of shape {sizes}, which this program has not: it is not the "
+                "program that was analysed; analyse it again"
             )
     moved = {move.tensor for move in variable.moves}
     for site in program.sites:
