@@ -183,6 +183,7 @@ def _compile_in(
     options.progress("pruning", 1, _STAGES)
     samples = data.Deferred(dense, loaded.tools, recipe.data_request())
     own = {"calibration": samples, "backend": backends[0], "values": recipe.values}
+    own["backends"] = tuple(one.name for one in backends)
     resources = {**loaded.tools.resources, **begun.resources, **own}
     context = Context(recipe.seed, options.progress, resources, backends[0].cost, workdir)
     recipe = with_passes(recipe, samples.available, options.allow_dense)

@@ -14,7 +14,7 @@ from sparsec.methods import Training
 from sparsec.onnxrequest import BACKEND as ONNX_BACKEND
 from sparsec.onnxrequest import is_onnx
 from sparsec.pattern import NM, VNM, Pattern
-from sparsec.recipe import DEFAULT_PASSES, WITH_DATA, Recipe, make_pass
+from sparsec.recipe import DEFAULT_PASSES, WITH_DATA, Recipe, make_pass, parse_passes
 
 _NEEDS = {"tensorrt": "2:4", "torch24": "2:4"}
 """What --pattern and --layer must imply for a backend to be of use; it is added where they do not."""
@@ -50,6 +50,7 @@ def recipe_of(
     label_column: str | None = None,
     task: str | None = None,
     training: Training | None = None,
+    permute: str | None = None,
 ) -> Recipe:
     """The recipe that the options say: a file's, changed by what else was given."""
     data: dict[str, Any] = Recipe.read(recipe).model_dump() if recipe else {"targets": {}, "passes": DEFAULT_PASSES}
@@ -93,6 +94,8 @@ def recipe_of(
             raise UsageError("--onnx-weights says how the onnx backend writes weights; add --backend kernel,onnx")
     if target_speedup is not None:
         data["passes"] = _with_choice(data, pattern, target_speedup, also or needed)
+    if permute and permute != "none":
+        data["passes"] = _with_permutation(data["passes"] or WITH_DATA, permute)
     if include_pooler:
         data["include"] = ["pooler"]
     if "model" not in data:
@@ -132,6 +135,16 @@ def _with_choice(data: Mapping[str, Any], pattern: str | None, speedup: float, a
     if also:
         options["also"] = also
     return f"{make_pass('choose-vm', options)} | {passes}"
+
+
+def _with_permutation(passes: str, mode: str) -> str:
+    """The passes, with one that permutes channels once patterns are chosen and before anything else."""
+    made = parse_passes(passes)
+    names = [one.name for one in made]
+    if "permute" in names:
+        raise UsageError(f"--permute {mode} adds a permute pass, and the passes have one already; leave one of them out")
+    at = names.index("choose-vm") + 1 if "choose-vm" in names else 0
+    return " | ".join(map(str, [*made[:at], make_pass("permute", {"mode": mode}), *made[at:]]))
 
 
 def _with_also(targets: Mapping[str, str], also: str, kinds: Sequence[type[Pattern]] = ()) -> dict[str, str]:

@@ -77,6 +77,10 @@ def compile(
     teacher: Annotated[
         str | None, typer.Option(help="MODEL whose outputs are learnt too; 'dense': MODEL itself as it was.")
     ] = None,
+    permute: Annotated[
+        str | None,
+        typer.Option(help="Permute channels so that patterns keep more: auto, graph, kernel, both; default none."),
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(help="Comma-separated: kernel, onnx, hf, tensorrt, torch24. Default: kernel.")
     ] = None,
@@ -122,7 +126,7 @@ def compile(
             tokens, drop_slow, onnx_weights, dtype=dtype, calib=calib, num_calibration_samples=num_calibration_samples,
             max_seq_length=max_seq_length, text_columns=text_columns, target_speedup=target_speedup,
             solver=solver, also=also, train=train, evaluation=evaluation, label_column=label_column, task=task,
-            training=Training(method, epochs, lr, batch_size, teacher),
+            training=Training(method, epochs, lr, batch_size, teacher), permute=permute,
         )  # fmt: skip
         if dry_run:
             sys.stdout.write(made.model_dump_json(indent=1) + "\n" if as_json else made.to_yaml())

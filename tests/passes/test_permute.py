@@ -16,8 +16,9 @@ from torch import nn
 from sparsec import PassManager, Program, trace
 from sparsec.axes import rules as axis_rules
 from sparsec.data import Calibration
-from sparsec.errors import RecipeError, VerificationError
+from sparsec.errors import RecipeError, UsageError, VerificationError
 from sparsec.pipeline import CLOSE, Context, PassReport, relative_difference
+from sparsec.shorthand import recipe_of
 
 SUMS = 1e-5  # the order of float32 sums
 
@@ -190,6 +191,35 @@ def test_a_recipe_without_patterns_is_refused() -> None:
 def test_options_out_of_range_are_refused(options: str) -> None:
     with pytest.raises(RecipeError, match="rounds of 1 or more and seconds of 0 or more"):
         PassManager.parse(f"permute{{{options}}}")
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({"pattern": "64:2:5"}, "permute{mode=auto} | oneshot"),
+        ({"pattern": "64:2:5", "solver": "none"}, "permute{mode=auto} | mask | freeze"),
+        ({"target_speedup": 1.5}, "choose-vm{speedup=1.5, objective=reconstruction} | permute{mode=auto} | oneshot"),
+        ({"pattern": "64:2:5", "permute": "none"}, ""),
+    ],
+)
+def test_the_option_permutes_after_patterns_are_chosen_and_before_weights_are(
+    options: dict[str, Any], passes: str
+) -> None:
+    given = dict.fromkeys(("layer", "ignore", "recipe", "passes", "score", "columns", "backend", "seed"))
+    given |= {"model": "demo:minilm", "pattern": None, "include_pooler": False, "permute": "auto"}
+
+    assert passes == recipe_of(**{**given, **options}).passes
+
+
+def test_the_option_beside_its_pass_is_refused() -> None:
+    given = dict.fromkeys(("layer", "ignore", "recipe", "score", "columns", "backend", "seed"))
+    given |= {"model": "demo:minilm", "pattern": "2:4", "include_pooler": False, "passes": "permute | mask"}
+
+    with pytest.raises(UsageError, match="the passes have one already"):
+        recipe_of(**given, permute="graph")
 
 
 # The proof ------------------------------------------------------------------------------------------------------------
