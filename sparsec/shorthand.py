@@ -142,7 +142,7 @@ def _with_permutation(passes: str, mode: str) -> str:
     made = parse_passes(passes)
     names = [one.name for one in made]
     if "permute" in names:
-        raise UsageError(f"--permute {mode} adds a permute pass, and the passes have one already; leave one of them out")
+        raise UsageError(f"--permute {mode} adds a permute pass, and the passes have one; leave one of them out")
     at = names.index("choose-vm") + 1 if "choose-vm" in names else 0
     return " | ".join(map(str, [*made[:at], make_pass("permute", {"mode": mode}), *made[at:]]))
 
