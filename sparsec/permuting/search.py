@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Side = Literal["rows", "cols"]
 _WORK = 3e9  # comparisons that a freedom may take in a round
+_A_TABLE = 1e6  # comparisons in whose time the smallest table is made
 _CHOICE = 400  # comparisons that choosing columns takes for every score
 _LEAST, _MOST = 3, 600  # sweeps of a round
 _ANNEALED = 40  # sweeps from which on rule 2 pays: fewer end too hot
@@ -185,6 +186,7 @@ class _One:
         """Rule 4: by what the tables, and choosing columns again, cost for each sweep."""
         work = 0.0
         for grid, side, places in self.roles:
+            work += _A_TABLE * (grid.pattern.m if side == "cols" else 1)
             strips, cols, height = grid.cells.shape
             shared = isinstance(grid.pattern, VNM)
             if side == "rows":
