@@ -149,11 +149,11 @@ def table(study: Study, lines: Sequence[Line]) -> str:
                 gains = [own[seed]["metrics"][metric] - base[seed]["metrics"][metric] for seed in both]
                 cells.append(spread(gains, sign="+") if gains else "")
         spent = statistics.mean(line["seconds"] for line in own.values())
-        rows.append([pattern, name, *cells, str(len(own)), f"{spent:.0f}"])
+        rows.append([pattern, name.replace("|", "\\|"), *cells, str(len(own)), f"{spent:.0f}"])
     commits = ", ".join(sorted({line["commit"] for line in found})) or "none"
     total = sum(line["seconds"] for line in found) / 60
     head = f"{len(found)} of {len(study.arms)} arms, {total:.0f} CPU minutes, commit {commits}."
-    texts = dict.fromkeys(f"{arm.arm:16} {arm.passes}" for arm in study.arms if arm.passes not in ("", arm.arm))
+    texts = dict.fromkeys(f"{a.pattern:8} {a.arm:16} {a.passes}" for a in study.arms if a.passes not in ("", a.arm))
     block = ["", "```", *texts, "```"] if texts else []
     return "\n".join([head, "", *("| " + " | ".join(row) + " |" for row in rows), *block])
 

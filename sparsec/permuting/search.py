@@ -141,6 +141,7 @@ class _One:
         import torch
 
         self.order, self.rng, self.deadline, self.most = torch.arange(freedom.size), rng, deadline, most
+        self.work = _WORK / freedom.contexts
         self.roles = [
             (grids[role.grid], role.side, role.places[context])
             for role in freedom.roles
@@ -197,7 +198,7 @@ class _One:
                 tries = min(COLUMNS_PER_BLOCK, grid.pattern.m) if shared else 1
                 work += places.numel() ** 2 / grid.pattern.m * strips * height * tries
                 work += shared * places.numel() * strips * height * grid.pattern.m * _CHOICE / 2
-        return int(min(self.most, max(_LEAST, min(_WORK / max(1.0, work), len(self.order) ** 2 / _PAIRS_A_SWEEP))))
+        return int(min(self.most, max(_LEAST, min(self.work / max(1.0, work), len(self.order) ** 2 / _PAIRS_A_SWEEP))))
 
     def _sets(self) -> list[Tensor]:
         """Things dealt to sets in which no two meet in a group, nor a thing itself."""
@@ -252,7 +253,7 @@ class _One:
         import torch
 
         first, second = torch.triu_indices(len(self.order), len(self.order), 1)
-        tries = int(max(_LEAST, _WORK // max(1.0, sum(map(_cost_of_two, self.roles)))))
+        tries = int(max(_LEAST, self.work // max(1.0, sum(map(_cost_of_two, self.roles)))))
         for pair in self.rng.permutation(len(first))[:tries]:
             if time.perf_counter() >= self.deadline:
                 return

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,12 +141,21 @@ def join() -> Group:
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {missing[0]} is not set, so the processes cannot meet; "
                 "start them with torchrun or accelerate launch, or unset WORLD_SIZE"
             )
+        # Its functions' defaults hold the group of the moment it is imported (torch 2.13): after `init_process_group`, the
+        # group would outlive `leave`, and a thread of it that takes the GIL while Python ends aborts the process.
+        importlib.import_module("torch.distributed.nn.functional")
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
-        atexit.register(_leave)
+        atexit.register(leave)
     return Group(distributed.get_rank(), distributed.get_world_size())
+
+
+def leave() -> None:
+    """End the group and its threads; once is enough."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -179,11 +189,6 @@ def refuse_sharded(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if hasattr(parameter, "placements"):  # a DTensor, without loading torch.distributed.tensor
             raise UsageError(f"{name} is split over processes (DTensor, as in FSDP), which {reason}; {what}")
-
-
-def _leave() -> None:
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _device() -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ def tensors(program: Program) -> dict[str, torch.Tensor]:
 
 
 def main(rank: int, world: int, folder: Path) -> None:
+    importlib.import_module("torch.distributed.nn.functional")  # imported later it would keep the group, see `join`
     distributed.init_process_group("gloo", f"file://{folder / 'meet'}", rank=rank, world_size=world)
     program, data = traced(made(Stack), 20, 8), batches(20, 8, count=5)
     for name, method in METHODS.items():

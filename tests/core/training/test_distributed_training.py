@@ -163,6 +163,13 @@ def test_what_differs_is_named_and_what_process_0_holds_is_sent(folder: Path) ->
         assert said["nothing"] is None
 
 
+def test_the_group_ends_with_its_threads(folder: Path) -> None:
+    """One that is left and takes the GIL while Python ends aborts the process."""
+    for rank in range(2):
+        said = json.loads((folder / f"said.{rank}.json").read_text())
+        assert not [name for name in said["threads"] if "gloo" in name]
+
+
 def test_alone_there_is_no_group_and_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
