@@ -24,11 +24,13 @@ def lines(data: Path, name: str) -> Tensor:
     return torch.tensor([json.loads(text)["input_ids"] for text in texts])
 
 
-def start(seed: int, place: Place) -> Start:
-    """The model as it is; judged by its loss on validation.jsonl."""
+def start(seed: int, place: Place, held_out: bool = False) -> Start:
+    """The model as it is; judged by its loss on validation.jsonl, or on what the seed did not draw."""
     program = load_model(str(place.data / MODEL / "hf")).program
-    ids, judged_on = lines(place.data, "calibration"), lines(place.data, "validation").split(8)
-    chosen = ids[random.Random(seed).sample(range(len(ids)), TRAINED)].split(8)
+    ids = lines(place.data, "calibration")
+    ids = ids[random.Random(seed).sample(range(len(ids)), len(ids))]
+    chosen = ids[:TRAINED].split(8)
+    judged_on = (ids[TRAINED:] if held_out else lines(place.data, "validation")).split(8)
 
     def inputs(some: Tensor) -> dict[str, Tensor]:
         return {name: {"input_ids": some, "attention_mask": torch.ones_like(some)}[name] for name in program.inputs}
@@ -46,15 +48,24 @@ def start(seed: int, place: Place) -> Start:
 
 
 STEPS = "epochs=20, batch_size=8, loss=lm"
-TUNED = f"lr=1e-3, {STEPS}"
+
+
+def lora(rate: str, rank: int, more: str = "") -> str:
+    """The pass at a rate of its adapters; norms are trained at a tenth of it."""
+    return f"three-stage-lora{{{STEPS}, lr={float(rate) / 10:g}, adapter_lr={rate}, rank={rank}{more}}}"
+
+
+RATE, RANK = "3e-3", 16
+"""Of those tried in `lora_grid`, the best."""
 PASSES = {
     "magnitude": "mask | freeze",
     "RIA": "oneshot{solver=none, score=ria}",
     "SparseGPT": "oneshot{solver=sparsegpt}",
     "ALPS": "oneshot",
-    "three-stage-lora": f"three-stage-lora{{{TUNED}, adapter_lr=3e-3}}",
-    "three-stage-lora, KD": f"three-stage-lora{{{TUNED}, adapter_lr=3e-3, distill=1}}",
-    "fixed-mask": f"fixed-mask{{{TUNED}}}",
+    "three-stage-lora": lora(RATE, RANK),
+    "three-stage-lora, KD": lora(RATE, RANK, ", distill=1"),
+    "fixed-mask": f"fixed-mask{{{STEPS}, lr=1e-3}}",
+    "fixed-mask, KD": f"fixed-mask{{{STEPS}, lr=1e-3, distill=1}}",
 }
 ARMS = [Arm("dense", "", seed=seed) for seed in (0,)]
 ARMS += [Arm(*arm, "64:2:5", seed) for seed in (0, 1, 2) for arm in PASSES.items()]

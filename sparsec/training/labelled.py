@@ -22,6 +22,8 @@ from sparsec.errors import UsageError
 from sparsec.signature import Signature
 from sparsec.sources import IDS, Source
 from sparsec.tables import Row, Table
+from sparsec.training import bias
+from sparsec.training.bias import Bias, BiasSource
 from sparsec.training.labels import Labels, Task
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class Rows:
     task: Task
     words: str
     """`67349 rows of sst2/train.tsv (sentence, label)`."""
+    bias: Bias | None = None
+    """What a bias model says of each item, where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Labelled:
     """Batches for training or judging: inputs of a program by name, and `labels` but for the task none."""
 
     batches: tuple[dict[str, Tensor], ...]
-    """Every batch holds samples of one length; labels are int64, scores float32."""
+    """Every batch holds samples of one length; labels are int64, scores and log-probabilities `bias` float32."""
     words: str
     sha256: str
     """Of the content: names, types, shapes and bytes, batch by batch."""
@@ -81,11 +85,13 @@ def read_labelled(
     split: Split = "train",
     classes: Sequence[str] = (),
     length: int = 128,
+    bias_source: BiasSource = "",
 ) -> Rows:
     """What `source` holds for a task, or for the task that it looks like (rules 1 to 3).
 
     `classes`: the only ones there may be, of the training data or of a model's config. `length`: tokens of a sample,
-    about, for pieces of long text. Raises UsageError naming file, line and columns.
+    about, for pieces of long text. `bias_source`: where a bias model's answers come from; see `bias`. Raises UsageError
+    naming file, line and columns.
     """
     sources.check(source)
     if not source:
@@ -99,18 +105,21 @@ def read_labelled(
         raise UsageError(f"--label-column {label_column}: the task {task} reads no labels; leave one of the two out")
     path, wanted = Path(source), [*text_columns, *([label_column] if label_column else [])]
     if found := sources.pictures(path):
+        bias.refuse(bias_source, path.name, "folder of pictures")
         return _pictures(path, found, task, split, classes)
     if task not in ("classification", "regression") and sources.is_prose(path, wanted):
+        bias.refuse(bias_source, path.name, "text without labels")
         items: list[Row] = [(f"piece {i}", (one,)) for i, one in enumerate(sources.pieces(path, length))]
         return Rows("documents", items, None, (), task or "lm", f"{len(items)} pieces of {path.name}")
     table = sources.table_of(source, wanted, _SPLITS[split])
     shown = f"{path.resolve().parent.name}/{path.name}" if path.is_file() else source
-    return _rows(table, shown, text_columns, label_column, task, classes)
+    return _rows(table, shown, text_columns, label_column, task, classes, bias_source)
 
 
 def _rows(
-    table: Table, shown: str, wanted: Sequence[str], label: str, task: Task | None, classes: Sequence[str]
-) -> Rows:
+    table: Table, shown: str, wanted: Sequence[str], label: str, task: Task | None, classes: Sequence[str],
+    bias_source: BiasSource,
+) -> Rows:  # fmt: skip
     label = _label_column(table, label, task)
     tokens = not wanted and IDS in table.columns
     chosen = (IDS,) if tokens else sources.text_columns(table, wanted, but=[label])
@@ -123,6 +132,7 @@ def _rows(
         raise UsageError(f"{table.name} is empty; expected rows")
     words = f"{len(items)} rows of {shown} ({', '.join([*chosen, *([label] if label else [])])})"
     if task in ("lm", "none"):
+        bias.refuse(bias_source, table.name, "text without labels")
         if task == "lm" and len(chosen) > 1:
             raise UsageError(f"--text-columns {','.join(chosen)}: a language model learns from one column; name it")
         kind: Literal["ids", "documents", "texts"] = "ids" if tokens else "documents" if task == "lm" else "texts"
@@ -136,7 +146,8 @@ def _rows(
     places, found = zip(*((place, raw) for place, (raw,) in table.values([label])), strict=True)
     names = tuple(table.classes.get(label, ()))
     target = Labels(f"{table.name}, column {label}", places, found, names).target(task, classes)
-    return Rows("ids" if tokens else "texts", items, target.values, target.classes, target.task, words)
+    biased = bias.of(bias_source, table, target, items)
+    return Rows("ids" if tokens else "texts", items, target.values, target.classes, target.task, words, biased)
 
 
 def _token_rows(table: Table) -> list[Row]:
@@ -208,16 +219,20 @@ def encode_labelled(rows: Rows, program: Program, tools: Tools, *, length: int, 
             f"{rows.words}: found no sample that the model can take{notes}; {takes.words}: name more data, or another "
             "--max-seq-length"
         )
+    if rows.bias:
+        notes += f"; bias model: {rows.bias.words}"
     return Labelled(
         batches, f"{count} {unit} from {rows.words}{notes}", content_hash(batches), count, rows.task, rows.classes
     )
 
 
 def _samples(rows: Rows, takes: Signature, tools: Tools, length: int) -> tuple[list[tuple[Sample, Any]], str]:
-    """Samples with their labels, and in words what was cut or left out."""
+    """Samples with their labels, beside which stands what a bias model says, and in words what was cut or left out."""
     if takes.ids is not None:
         length = allowed_length(length, takes.most)
     labels: list[Any] = list(rows.labels or [None] * len(rows.items))
+    if rows.bias:
+        labels = list(zip(labels, rows.bias.rows, strict=True))
     items: list[Row] = rows.items
     if rows.kind == "texts":
         kept = [any(part.strip() for part in parts) for _, parts in items]
@@ -275,6 +290,9 @@ def _picture_batches(rows: Rows, takes: Signature, tools: Tools, size: int) -> I
 def _labels(labels: Sequence[Any]) -> dict[str, Tensor]:
     import torch
 
-    from sparsec.training.losses import LABELS
+    from sparsec.training.losses import BIAS, LABELS
 
+    if isinstance(labels[0], tuple):
+        labels, biased = zip(*labels, strict=True)
+        return {LABELS: torch.tensor(labels), BIAS: torch.tensor(biased)}
     return {} if labels[0] is None else {LABELS: torch.tensor(labels)}  # int64, or float32

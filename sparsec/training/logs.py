@@ -46,7 +46,7 @@ class Log:
             rate = (loop.samples - self._samples) / max(loop.seconds - self._seconds, 1e-9)
             self._samples, self._seconds = loop.samples, loop.seconds
             line: dict[str, Any] = {"epoch": round(loop.step / loop.per_epoch, 3), "loss": sum(losses) / len(losses)}
-            line |= {"lr": loop.settings.rate(loop.step - 1, loop.steps), "grad_norm": loop.norm}
+            line |= {"lr": loop.rate(loop.step - 1), "grad_norm": loop.norm}
             line |= {"samples_per_second": round(rate, 3)}
             line |= {name: curve[-1][1] for name, curve in loop.engine.curves.items() if curve[-1][0] > since}
             self._write(loop.step, line)

@@ -6,10 +6,13 @@
 3. A loss or gradient that is no number stops training and names the step; nothing is stepped.
 4. `state_dict` between two steps, loaded into a new loop of the same arguments, continues bit for bit.
 5. Of several processes each trains on its part of every step; see `distributed`.
+6. Where a method's `restart` says so, training begins anew before the step that follows a choice of sparser masks: what
+   was judged and kept before is what was trained.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
 import math
@@ -27,6 +30,7 @@ from sparsec.training.batches import Batch, Batches
 from sparsec.training.distributed import Group
 from sparsec.training.engine import Engine, State
 from sparsec.training.model import LOSS, GraphModel, statistics
+from sparsec.training.rounds import bounds
 from sparsec.training.settings import Settings
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -66,7 +70,7 @@ class Loop:
         self.after_step: Callable[[], None] = lambda: None
         """Called between two steps, when the state may be taken; after an epoch's last, once the engine ended it."""
         make = optimizer or (
-            lambda some: torch.optim.AdamW(some, lr=settings.lr, weight_decay=settings.weight_decay, foreach=False)
+            lambda some: torch.optim.AdamW(some, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         )
         self.optimizer = make(self.parameters)
         self.per_epoch = math.ceil(len(self.batches.epoch(seed, 0)) / settings.accumulate)
@@ -79,6 +83,9 @@ class Loop:
         """What this process's steps took, since it began."""
         self._statistics = statistics(engine.program.module)
         engine.begin(self.steps, self.per_epoch)
+        restart, free = engine.method.restart, [one.site for one in engine.sites if one.selection is None]
+        self._bounds = (0, self.steps) if restart == "no" else bounds(engine.method.schedule, free, engine.clock)
+        self._first = {name: value.clone() for name, value in self.tensors().items()} if restart == "all" else {}
 
     @property
     def step(self) -> int:
@@ -132,6 +139,8 @@ class Loop:
             self.after_step()
 
     def _step(self, batches: list[Batch]) -> None:
+        if 0 < self.step == self._round(self.step)[0]:
+            self._restart()
         for parameter in self.parameters:
             parameter.grad = None
         before = [value.clone() for value in self._statistics]
@@ -154,10 +163,27 @@ class Loop:
             nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, torch.tensor(self.norm))
         self.engine.pre_step()  # rule 2
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self.settings.rate(self.step, self.steps)
+            parameters["lr"] = self.rate(self.step)
         self.optimizer.step()
         self.engine.post_step(self.optimizer)
         self.losses.append(loss)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, the first is 0; it rises and falls within a round."""
+        begin, end = self._round(step)
+        return self.settings.rate(step - begin, end - begin)
+
+    def _round(self, step: int) -> tuple[int, int]:
+        """The first step of the round that a step is in, and that of the round after it."""
+        number = bisect.bisect(self._bounds, step)
+        return self._bounds[number - 1], self._bounds[number]
+
+    @torch.no_grad()
+    def _restart(self) -> None:
+        """Rule 6."""
+        self.optimizer.state.clear()
+        for name, value in self._first.items():
+            self.tensors()[name].copy_(value)
 
     def _gradients(self, batches: list[Batch]) -> float:
         """Add up this process's part of the gradients; returns its part of the loss."""

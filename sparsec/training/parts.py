@@ -95,6 +95,7 @@ class Schedule(Protocol):
 Project = Callable[[Tracked, Tensor], Tensor]
 """The mask, in the parameter's layout, of a weight for the pattern that the schedule gives now."""
 Scope = Literal["local", "global"]
+Restart = Literal["no", "optimizer", "all"]
 Act = Literal["nothing", "hard", "through"]
 """What a mask does in the graph: nothing, where(mask, w, 0), or that with the gradient of all weights."""
 
@@ -125,3 +126,7 @@ class Method:
     """How a V:N:M block's columns are chosen: l2 is what a Euclidean projection needs."""
     scope: Scope = "local"
     """global: unstructured sites share one budget; see `sparsec.training.scope`."""
+    restart: Restart = "no"
+    """What begins anew when a site gets another pattern: moments and the rate, or (all) parameters and statistics too.
+
+    The loop's work, as an engine sees no more than masks."""

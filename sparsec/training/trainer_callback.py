@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.errors import UsageError
-from sparsec.training import engine_files
+from sparsec.training import engine_files, rounds
 from sparsec.training.engine import Engine
 
 
@@ -19,6 +19,7 @@ def trainer_callback(engine: Engine) -> Any:
     cannot: evaluate and save pruned weights, and set `model_accepts_loss_kwargs = False` (else accumulated losses are
     added up instead of averaged), `remove_unused_columns=False` and `label_names=["labels"]`.
     """
+    rounds.refuse(engine.method)
     from transformers import TrainerCallback
 
     class EngineCallback(TrainerCallback):  # type: ignore[misc]

@@ -440,13 +440,13 @@ def blocks() -> st.SearchStrategy[nn.Module]:
     return st.one_of(simple, simple, simple, st.builds(nets.Twice, simple))
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(st.lists(blocks(), min_size=1, max_size=4))
 def test_every_variable_of_a_random_net_is_proven(parts: list[nn.Module]) -> None:
     proven(*parts)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(nets.steps())
 def test_every_variable_of_a_random_walk_over_operators_is_proven(steps: list[nets.Step]) -> None:
     prove(trace(made(lambda: nets.Walk(steps)), {"x": random(2, TOKENS, 5)}))

@@ -182,6 +182,7 @@ def test_a_weight_outside_its_pattern_fails_verify_by_name(artifact: Path, tmp_p
     assert any(name.startswith("onnx") for name in failed)  # the two backends no longer hold the same weights
 
 
+@pytest.mark.slow
 def test_compiling_again_from_the_manifest_gives_the_same_bits(artifact: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.sparsec"
     done = run("compile", "--recipe", str(artifact / "manifest.json"), "-o", str(again), cwd=tmp_path)
