@@ -12,6 +12,7 @@ TABLE = {
     "admm": "sparsec.passes.admm:Admm",
     "sr-ste": "sparsec.passes.sr_ste:SrSte",
     "gradual": "sparsec.passes.gradual:Gradual",
+    "imp": "sparsec.passes.imp:Imp",
     "seven-pre": "sparsec.passes.seven_pre:SevenPre",
     "seven-dyn": "sparsec.passes.seven_dyn:SevenDyn",
     "platon": "sparsec.passes.platon:Platon",
@@ -21,6 +22,7 @@ TABLE = {
     "mask-training": "sparsec.passes.mask_training:MaskTraining",
     "dcil": "sparsec.passes.dcil:Dcil",
     "three-stage-lora": "sparsec.passes.three_stage_lora:ThreeStageLora",
+    "merge-adapter": "sparsec.passes.merge_adapter:MergeAdapter",
     "freeze": "sparsec.passes.freeze:Freeze",
     "lower": "sparsec.passes.lower:Lower",
 }

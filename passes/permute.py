@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,7 +23,8 @@ from sparsec.program import Program
 from sparsec.sites import Site
 
 Mode = Literal["graph", "kernel", "both", "auto"]
-_KERNEL = "kernel"  # the backend whose kernels take columns from anywhere
+_KERNEL = "kernel"  # the backend whose kernels take columns from anywhere, and rows
+_STRIPS = {_KERNEL, "onnx", "hf"}  # those that a strip of neighbours does no harm
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Permute(Pass):
     2. The permuted program must agree with the given one in float64 to 1e-9, or the pass raises and changes nothing.
     3. kernel: V:N:M patterns become V:N:M@strip, whose strips take columns from anywhere and whose rows need not be
        neighbours. Weights stay as they are.
-    4. auto: kernel where kernels are all that is asked for, else graph. both: graph for N:M, kernel for V:N:M.
+    4. both: as graph; then V:N:M become strips of neighbours, as the packed operators of ONNX run no others.
+       auto: kernel for the kernel backend alone, both for it with onnx or hf, else graph (2:4 units read no strips).
     5. A site's pattern is the one it has, or `pattern` when no site has one. A site that is selected already fixes the
        variables that move it: permute comes before passes that choose weights.
     6. `seconds` ends the search early; 0 permutes nothing. Without it, equal programs give equal permutations.
@@ -70,13 +73,14 @@ class Permute(Pass):
         program = program.replace(sites=sites)
         start, mode = time.perf_counter(), self._mode(ctx)
         free = [site for site in sites.sparse if site.selection is None and site.mask is None]
-        strips = [site for site in free if mode != "graph" and _as_strip(site) is not None]
-        wanted = [site for site in free if mode != "kernel" and site not in strips and grouped(site.pattern)]
-        notes = [Note(site.name, _why(site, mode)) for site in sites if site not in wanted and site not in strips]
-        if not self.seconds or not (strips or wanted):
-            what = "seconds=0" if not self.seconds else f"mode {mode}"
-            return PassResult(program, (*notes, Note("all", f"{what}: nothing was permuted")), {"mode": mode})
-        before = self._scored(program, [*wanted, *strips], ctx)
+        wanted = [site for site in free if mode != "kernel" and grouped(site.pattern)]
+        strips = [site for site in free if mode == "kernel" or (mode == "both" and site in wanted) if _as_strip(site)]
+        chosen = [site for site in free if site in wanted or site in strips]
+        notes = [Note(site.name, _why(site, mode)) for site in sites if site not in chosen]
+        if not self.seconds or not chosen:
+            words = f"{'seconds=0' if not self.seconds else f'mode {mode}'}: nothing was permuted"
+            return PassResult(program, (*notes, Note("all", words)), {"mode": mode, "words": words})
+        before = self._scored(program, chosen, ctx)
         found = folded(
             program,
             wanted,
@@ -86,31 +90,43 @@ class Permute(Pass):
             start + self.seconds,
             lambda done, total: ctx.progress("searching permutations", done, total),
         )
-        after = self._scored(found.program, [*wanted, *strips], ctx)
-        kept = {site.name: [_retained(site, before[site.name]), _retained(site, after[site.name])] for site in wanted}
-        changed = []
-        for done, site in enumerate(strips):  # rule 3
-            ctx.progress("assigning rows", done, len(strips))
-            changed.append(_with_rows(site, after[site.name], ctx.seed, time.perf_counter() < start + self.seconds))
-            kept[site.name] = [_retained(site, before[site.name]), _retained(changed[-1], after[site.name])]
+        after = self._scored(found.program, chosen, ctx)
+
+        def finish(site: Site) -> tuple[Site, list[float]]:
+            score, now = after[site.name], site
+            if site in strips:  # rules 3 and 4
+                search = mode == "kernel" and time.perf_counter() < start + self.seconds
+                now = _with_rows(site, score, ctx.seed, search)
+            return now, [_retained(site, before[site.name]), _retained(now, score)]
+
+        changed, kept = [], {}
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # scipy's assignments take one thread, without a lock
+            for now, shares in pool.map(finish, chosen):
+                kept[now.name] = shares
+                changed.append(now)
+                ctx.progress("choosing columns and rows", len(changed), len(chosen))
         notes += [Note(name, why) for name, why in found.left.items()]
+        seconds = time.perf_counter() - start
         data = {
             "mode": mode,
+            "words": f"share of the score ({self.score}) that the patterns keep; mode {mode}, {seconds:.0f} s",
             "retained": kept,
             "variables": found.variables,
             "difference": found.difference,
-            "seconds": time.perf_counter() - start,
+            "seconds": seconds,
         }
+        if found.difference is not None:
+            data["words"] += f"; proven in float64: outputs differ by {found.difference:.0e}"
         return PassResult(found.program.with_sites(changed), tuple(notes), data)
 
     def _mode(self, ctx: Context) -> Mode:
         """Rule 4."""
         if self.mode != "auto":
             return self.mode
-        names = ctx.resources.get("backends") or (getattr(ctx.resources.get("backend"), "name", ""),)
-        if _KERNEL not in names:
+        names = set(ctx.resources.get("backends") or (getattr(ctx.resources.get("backend"), "name", ""),))
+        if _KERNEL not in names or names - _STRIPS:
             return "graph"
-        return "kernel" if len(names) == 1 else "both"
+        return "both" if len(names) > 1 else "kernel"
 
     def _scored(self, program: Program, sites: Sequence[Site], ctx: Context) -> dict[str, Tensor]:
         batches = () if SCORES[self.score].needs == "nothing" else ctx.calibration(self.name).batches

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sparsec import benchmark, data, mapping, quality, registry, resuming, store, tasks, timing
 from sparsec.artifact import Artifact, prove_written
@@ -74,6 +74,7 @@ def compile(
     train: str = "",
     evaluation: str = "",
     label_column: str = "",
+    bias: Literal["", "columns", "overlap"] = "",
     task: Task = "",
     resources: Mapping[str, Any] | None = None,
     options: Options | None = None,
@@ -86,7 +87,7 @@ def compile(
     `values`: how sparse weights are stored; bf16 and int8 are smaller and faster, and rounded. `dtype`: what a Hugging
     Face model that is named by text is loaded in. `calibration`: for passes that look at activations, DATA text as on
     the command line (then the three options after it count), or input dicts, whose content the recipe names by hash.
-    `train`, `evaluation`: DATA text with labels, for passes that train and for the task's figures; `task`: as --task.
+    `train`, `evaluation`: DATA text with labels, to train on and to judge by; `task`, `bias`: as --task and --bias.
     `resources`: objects that options of passes name, such as the batches `train` of a training pass (docs/training.md).
     Raises a SparsecError whose text says what was found, expected and to do; `out` is then untouched.
     """
@@ -100,7 +101,7 @@ def compile(
     fields |= {"backends": backends, "values": values, "dtype": dtype, "seed": seed}
     fields |= {"calib": f"{GIVEN}{given.sha256}" if given else calibration or "", "text_columns": text_columns}
     fields |= {"num_calibration_samples": num_calibration_samples, "max_seq_length": max_seq_length}
-    fields |= {"train": train, "eval": evaluation, "label_column": label_column, "task": task}
+    fields |= {"train": train, "eval": evaluation, "label_column": label_column, "task": task, "bias": bias}
     recipe, options = Recipe.from_data(fields), options or Options()
     if isinstance(model, str):
         return compile_recipe(recipe, Path(out), options, given, resources)
@@ -164,7 +165,7 @@ def _compile(loaded: Loaded, work: tasks.Work, out: Path, options: Options) -> A
             "and judge by --eval"
         )
     group = distributed.join()
-    key = resuming.key_of(loaded.program, recipe.model_dump(mode="json"), work.teachers)
+    key = resuming.key_of(loaded.program, recipe.model_dump(mode="json"), work.named)
     with distributed.working(group, out, key, options.resume) as workdir:
         manifest = _compile_in(workdir, backends, loaded, work, options, None if group.rank else out)
         return Artifact(out, group.told(manifest))

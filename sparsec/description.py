@@ -81,6 +81,11 @@ def task_words(task: dict[str, Any]) -> str:
     return f"{name} {task['sparse'][name]:.3f} ({beside}) on {task['data']}"
 
 
+def trained_on(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the manifest says of each data set that was trained on."""
+    return [manifest["training"], *manifest["training"].get("also", ())] if "training" in manifest else []
+
+
 def describe_values(values: Values, loss: Quality, difference: float) -> dict[str, Any]:
     """The manifest's part on what rounding the stored weights did, measured on the artifact against the masked graph.
 
@@ -151,7 +156,7 @@ def card(manifest: dict[str, Any]) -> str:
             f"- Sparse weights: {len(sparse)} of {len(manifest['sites'])} sites",
             f"- Quality: {manifest['quality']['words']}; on {manifest['quality']['samples']}",
             *([f"- Task: {task_words(manifest['quality']['task'])}"] if "task" in manifest["quality"] else []),
-            *([f"- Trained on {manifest['training']['words']}"] if "training" in manifest else []),
+            *(f"- Trained on {one['words']}" for one in trained_on(manifest)),
             f"- Backends: {', '.join(manifest['backends'])}",
             *(f"- {name}: {entry['note']}" for name, entry in manifest["backends"].items() if "note" in entry),
             "",

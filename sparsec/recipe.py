@@ -78,6 +78,8 @@ class Recipe(pydantic.BaseModel):
     """DATA on which the dense and the sparse model are judged by the task's metrics, never trained on."""
     label_column: str = ""
     """The column with the label; empty: the usual names are looked for."""
+    bias: Literal["", "columns", "overlap"] = ""
+    """Where losses against a bias get a bias model's answers from; empty: columns. See `sparsec.training.bias`."""
     task: Task = ""
     """Gives a Hugging Face model the head of this task before it is traced; empty: the model's own is kept."""
 

@@ -14,7 +14,7 @@ from sparsec.methods import Training
 from sparsec.onnxrequest import BACKEND as ONNX_BACKEND
 from sparsec.onnxrequest import is_onnx
 from sparsec.pattern import NM, VNM, Pattern
-from sparsec.recipe import DEFAULT_PASSES, WITH_DATA, Recipe, make_pass, parse_passes
+from sparsec.recipe import DEFAULT_PASSES, WITH_DATA, Recipe, make_pass, name_and_options, parse_passes
 
 _NEEDS = {"tensorrt": "2:4", "torch24": "2:4"}
 """What --pattern and --layer must imply for a backend to be of use; it is added where they do not."""
@@ -51,6 +51,7 @@ def recipe_of(
     task: str | None = None,
     training: Training | None = None,
     permute: str | None = None,
+    bias: str | None = None,
 ) -> Recipe:
     """The recipe that the options say: a file's, changed by what else was given."""
     data: dict[str, Any] = Recipe.read(recipe).model_dump() if recipe else {"targets": {}, "passes": DEFAULT_PASSES}
@@ -73,9 +74,9 @@ def recipe_of(
     changes |= {"tokens": tokens, "drop_slow": drop_slow or None, "dtype": dtype}
     changes |= {"calib": calib, "num_calibration_samples": num_calibration_samples, "max_seq_length": max_seq_length}
     changes |= {"text_columns": text_columns.split(",") if text_columns else None}
-    changes |= {"train": train, "eval": evaluation, "label_column": label_column, "task": task}
+    changes |= {"train": train, "eval": evaluation, "label_column": label_column, "task": task, "bias": bias}
     data |= {key: value for key, value in changes.items() if value is not None}
-    if training.method and not data.get("train"):
+    if training.method and not data.get("train") and "data" not in name_and_options(training.method, "method")[1]:
         raise UsageError(
             f"--method {training.method} trains: add --train DATA, such as glue/sst2 or a .csv with a column label; "
             "with --teacher it may be text without labels, and 'none' the --task"

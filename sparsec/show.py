@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sparsec.description import task_words
+from sparsec.description import task_words, trained_on
 
 if TYPE_CHECKING:
     from sparsec.backend import Check
@@ -41,6 +41,9 @@ def manifest(data: dict[str, Any], folder_bytes: int) -> None:
             f"{text}: both keep {one['together']:.3f} of the weights' magnitude in {one['sites']} sites, "
             f"{text.partition('+')[0]} alone {one['alone']:.3f}"
         )
+    for one in data.get("passes", ()):
+        if one["pass"].partition("{")[0] == "permute":
+            out.print(_permuted(one))
     _sizes(data, folder_bytes)
     quality = data["quality"]
     error = quality["relative_error"]  # None where it could not be measured
@@ -48,8 +51,10 @@ def manifest(data: dict[str, Any], folder_bytes: int) -> None:
     out.print(f"[bold]Quality[/] {escape(quality['words'])}; {figure}on {quality['samples']}")
     if "task" in quality:
         out.print(f"[bold]Task[/] {escape(task_words(quality['task']))}")
-    if "training" in data:
-        out.print(f"[bold]Trained[/] on {escape(_trained(data['training']))}")
+    for one in trained_on(data):
+        out.print(f"[bold]Trained[/] on {escape(_trained(one))}")
+        if "remark" in one:
+            out.print(f"[yellow]{escape(one['remark'])}[/]")
     if "magnitude" in quality:
         out.print(_beside_magnitude(quality))
     if "calibration" in data:
@@ -69,6 +74,23 @@ def _trained(training: dict[str, Any]) -> str:
     classes = training.get("classes", ())
     words = [training["words"], *([f"classes {', '.join(classes)}"] if classes else [])]
     return "; ".join([*words, *([training["head"]] if "head" in training else [])])
+
+
+def _permuted(report: dict[str, Any]) -> Table | str:
+    """What patterns keep before and after a permute pass, or that it did nothing."""
+    if "retained" not in report:
+        return f"[yellow]{escape(report['pass'])}[/]: {escape(report['words'])}"
+    groups: dict[str, list[list[float]]] = {}
+    for name, shares in report["retained"].items():
+        groups.setdefault(re.sub(r"\d+", "*", name, count=1).removesuffix(".weight"), []).append(shares)
+    table = Table(box=None, header_style="bold", pad_edge=False, caption=report["words"])
+    table.add_column("permuted", overflow="fold")
+    for column in ("kept before", "kept after"):
+        table.add_column(column, justify="right")
+    for name, group in groups.items():
+        means = (sum(column) / len(group) for column in zip(*group, strict=True))
+        table.add_row(f"{name}{f' x{len(group)}' if len(group) > 1 else ''}", *(f"{mean:.3f}" for mean in means))
+    return table
 
 
 def _beside_magnitude(quality: dict[str, Any]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from examples.studies.sst2 import STEPS, start
 from examples.studies.study import Arm, Study
 
-LR, SCORE_LR = "1e-4", "3e-3"
+LR, SCORE_LR = "2e-4", "1e-3"
 """Of the rates tried in `ranking_grid`, the most accurate."""
 
 

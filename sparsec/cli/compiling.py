@@ -70,6 +70,10 @@ def compile(
             "has none; or none. Default: what data and model say."
         ),
     ] = None,
+    bias: Annotated[
+        str | None,
+        typer.Option(help="What losses poe, reweight, confreg work against: columns of --train (default), or overlap."),
+    ] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with the label. Default: label, score, ...")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of --method; default 3, admm 10.")] = None,
     lr: Annotated[float | None, typer.Option(help="Of --method, the highest learning rate; default 5e-5.")] = None,
@@ -126,7 +130,7 @@ def compile(
             tokens, drop_slow, onnx_weights, dtype=dtype, calib=calib, num_calibration_samples=num_calibration_samples,
             max_seq_length=max_seq_length, text_columns=text_columns, target_speedup=target_speedup,
             solver=solver, also=also, train=train, evaluation=evaluation, label_column=label_column, task=task,
-            training=Training(method, epochs, lr, batch_size, teacher), permute=permute,
+            training=Training(method, epochs, lr, batch_size, teacher), permute=permute, bias=bias,
         )  # fmt: skip
         if dry_run:
             sys.stdout.write(made.model_dump_json(indent=1) + "\n" if as_json else made.to_yaml())

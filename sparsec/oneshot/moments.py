@@ -1,7 +1,6 @@
 """Second moments of a layer's inputs: what every solver and most scores know of the calibration data.
 
-Sums over batches, and over processes of torch.distributed, are in float64: another split of the same batches gives the
-same moments up to 1e-16.
+Sums over batches, and over processes of torch.distributed, are in float64.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ if TYPE_CHECKING:
 
 Need = Literal["squares", "gram", "cross"]
 """The squares of each input only; all products of two; and those with the dense model's inputs besides."""
-_CHUNK = 2048  # tokens multiplied at once in float32, about
-_WIDE = 512  # above so many columns, the lower triangle of a Gram matrix is not computed
-_BLOCKS = 8  # that it is cut into, a side
+_AT_ONCE = 512  # tokens of a product, about: small batches are put together
+_SINGLE = 2048  # tokens whose products are added up in float32
+_STRIP = 64  # rows of a Gram matrix that are computed together, from the diagonal on
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,17 @@ class Moments:
 
 
 class Collector:
-    """Adds up moments over batches, and in `finish` over the processes of torch.distributed."""
+    """Adds up moments over batches, and in `finish` over the processes of torch.distributed.
+
+    Products of `_SINGLE` tokens are added up in float32, those sums in float64. Of a Gram matrix only the upper
+    triangle is computed; `finish` mirrors it.
+    """
 
     def __init__(self, cols: int, need: Need) -> None:
         self.cols, self.need, self.tokens = cols, need, 0
         self._waiting: list[tuple[Tensor, Tensor | None]] = []
+        self._single = 0  # tokens in self._products
+        self._products: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
 
     def add(self, x: Tensor, x0: Tensor | None = None) -> None:
@@ -61,11 +66,11 @@ class Collector:
         assert self.need != "cross" or x0 is not None
         self.tokens += len(x)
         self._waiting.append((x, x0 if self.need == "cross" else None))
-        if sum(len(each) for each, _ in self._waiting) >= _CHUNK:
+        if sum(len(each) for each, _ in self._waiting) >= _AT_ONCE:
             self._flush()
 
     def _flush(self) -> None:
-        """Multiply what has been taken in: many tokens at once, since adding up takes time too."""
+        """Multiply what has been taken in."""
         import torch
 
         if not self._waiting:
@@ -73,35 +78,60 @@ class Collector:
         taken, self._waiting = self._waiting, []
         x = torch.cat([each.float() for each, _ in taken]) if len(taken) > 1 else taken[0][0].float()
         others = [other.float() for _, other in taken if other is not None]
-        x0 = torch.cat(others) if others else x
-        for part, part0 in zip(x.split(_CHUNK), x0.split(_CHUNK), strict=True):
+        x0 = x if not others else torch.cat(others) if len(others) > 1 else others[0]
+        for part, part0 in zip(x.split(_AT_ONCE), x0.split(_AT_ONCE), strict=True):
             if self.need == "squares":
                 self._sum("gram", torch.linalg.vector_norm(part, dim=0).square())
                 continue
             self._sum("mean", part.sum(0))
-            self._sum("gram", _gram(part))
+            self._multiply("gram", part, part, _STRIP)
             if self.need == "cross":
                 self._sum("dense_mean", part0.sum(0))
-                self._sum("cross", part.T @ part0)
+                self._multiply("cross", part, part0, self.cols)
+            self._single += len(part)
+            if self._single >= _SINGLE:
+                self._fold()
+
+    def _multiply(self, name: str, x: Tensor, x0: Tensor, rows: int) -> None:
+        """Add x^T x0 in place, `rows` of it at a time and each from the diagonal on."""
+        import torch
+
+        first = name not in self._products
+        if first:
+            self._products[name] = x.new_empty(self.cols, self.cols)
+        found = self._products[name]
+        for i in range(0, self.cols, rows):
+            strip = found[i : i + rows, i:]
+            torch.addmm(strip, x[:, i : i + rows].T, x0[:, i:], beta=0 if first else 1, out=strip)
+
+    def _fold(self) -> None:
+        """Add the products to the sums; a first one stands as it is, and is often the only one."""
+        self._single, products = 0, self._products
+        self._products = {}
+        for name, found in products.items():
+            if name not in self._sums:
+                self._sums[name] = found
+                continue
+            self._sums[name] = self._sums[name].double()  # itself from the second time on
+            for i in range(0, self.cols, rows := _STRIP if name == "gram" else self.cols):
+                self._sums[name][i : i + rows, i:] += found[i : i + rows, i:]
 
     def _sum(self, name: str, part: Tensor) -> None:
-        """Add in float64; a first part stands as it is, and is often the only one."""
-        if name not in self._sums:
-            self._sums[name] = part
-            return
-        if self._sums[name].element_size() < 8:
-            self._sums[name] = self._sums[name].double()
-        self._sums[name] += part
+        """Add vectors in float64."""
+        self._sums[name] = self._sums[name] + part if name in self._sums else part.double()
 
     def finish(self, where: str) -> Moments:
         """The means. Raises SparsecError naming `where` in the model if an input was not finite."""
         import torch
 
         self._flush()
+        self._fold()
         names = {"squares": ("gram",), "gram": ("gram", "mean"), "cross": ("gram", "mean", "cross", "dense_mean")}
         for name in names[self.need]:
             shape = (self.cols, self.cols) if name in ("gram", "cross") and self.need != "squares" else (self.cols,)
             self._sums.setdefault(name, torch.zeros(shape))
+        if self.need != "squares":
+            _mirror(self._sums["gram"])
         tokens = _reduce(self.tokens, self._sums)
         if not all(bool(torch.isfinite(total.sum())) for total in self._sums.values()):
             raise SparsecError(
@@ -121,17 +151,12 @@ class Collector:
         )
 
 
-def _gram(x: Tensor) -> Tensor:
-    """x^T x, the lower blocks of a large one being the upper ones transposed."""
-    cols = x.shape[1]
-    if cols < _WIDE:
-        return x.T @ x
-    step, gram = -(-cols // _BLOCKS), x.new_empty(cols, cols)
-    for start in range(0, cols, step):
-        end = start + step
-        gram[start:end, start:] = x[:, start:end].T @ x[:, start:]
-        gram[end:, start:end] = gram[start:end, end:].T
-    return gram
+def _mirror(gram: Tensor) -> None:
+    """Make what stands below the diagonal that above it, in place."""
+    for i in range(0, len(gram), _STRIP):
+        own, end = gram[i : i + _STRIP, i : i + _STRIP], i + _STRIP
+        own.copy_(own.triu() + own.triu(1).T)
+        gram[end:, i:end] = gram[i:end, end:].T
 
 
 def _reduce(tokens: int, sums: dict[str, Tensor]) -> int:

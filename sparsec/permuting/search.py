@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Side = Literal["rows", "cols"]
 _WORK = 3e9  # comparisons that a freedom may take in a round
 _A_TABLE = 1e6  # comparisons in whose time the smallest table is made
+_CHOSEN = 3  # tables in whose time a small one is made for which columns are chosen too
 _CHOICE = 400  # comparisons that choosing columns takes for every score
 _LEAST, _MOST = 3, 600  # sweeps of a round
 _ANNEALED = 40  # sweeps from which on rule 2 pays: fewer end too hot
@@ -187,9 +188,10 @@ class _One:
         """Rule 4: by what the tables, and choosing columns again, cost for each sweep."""
         work = 0.0
         for grid, side, places in self.roles:
-            work += _A_TABLE * (grid.pattern.m if side == "cols" else 1)
             strips, cols, height = grid.cells.shape
             shared = isinstance(grid.pattern, VNM)
+            calls = _CHOSEN if shared and grid.pattern.m > COLUMNS_PER_BLOCK + 1 else 1
+            work += _A_TABLE * (calls * grid.pattern.m if side == "cols" else 1)
             if side == "rows":
                 work += (
                     places.numel() * cols * (strips + _CHOICE) + places.numel() * min(_TOGETHER, places.numel()) ** 2
@@ -233,7 +235,8 @@ class _One:
         if noise:
             centred = table - table.mean(0) - table.mean(1, keepdims=True)
             table = table + noise * centred.std() * self.rng.gumbel(size=table.shape)
-        picked = linear_sum_assignment(table, maximize=True)[1]
+        # Places of a strip are alike: finding things for them takes many times as long as finding places for things.
+        picked = linear_sum_assignment(table.T, maximize=True)[1].argsort()
         if not noise and table[range(len(picked)), picked].sum() <= now * (1 + _GAIN):
             return False
         self._move(things, things[torch.from_numpy(picked)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from sparsec import _fx, store
 from sparsec.errors import ArtifactError, UsageError
 from sparsec.program import Program
+from sparsec.selection import kept_only
 from sparsec.sites import Site
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,8 +72,22 @@ def merge(program: Program, adapter: Adapter) -> list[str]:
     """Add an adapter to the weights in place: the program must own them. Returns the names of the sites.
 
     A selected site gets where(mask, W + scale B A, 0): its zeros stay. Raises UsageError, before anything is written,
-    for a module that is no site of the program and for shapes that do not fit.
+    for a module that is no site of the program, for shapes that do not fit and a rank beyond them.
     """
+    changed = []
+    for site, weight in merged(program, adapter):
+        _fx.get_tensor(program.module, site.name).detach().copy_(site.view.to_parameter(weight))
+        changed.append(site.name)
+    return changed
+
+
+def merged(program: Program, adapter: Adapter) -> Iterator[tuple[Site, Tensor]]:
+    """The sites that an adapter changes, and their new weights (batch, rows, cols); see `merge`."""
+    if "permuted" in program.facts:
+        raise UsageError(
+            "the model's channels are permuted, and the adapter belongs to the order they had before: merge it before "
+            "permute"
+        )
     sites = {name: site for site in program.sites for name in (site.name, *site.aliases)}
     if unknown := [name for name in adapter.parts if f"{name}.weight" not in sites]:
         raise UsageError(
@@ -88,19 +103,23 @@ def merge(program: Program, adapter: Adapter) -> list[str]:
                 f"{site.name} has {batch * rows} outputs and {cols} inputs, the adapter A {tuple(a.shape)} and B "
                 f"{tuple(b.shape)}; expected (rank, {cols}) and ({batch * rows}, rank): it is of another model"
             )
+        if len(a) > min(batch * rows, cols):
+            raise UsageError(
+                f"{site.name} has {batch * rows} outputs and {cols} inputs, and the adapter's rank is {len(a)}; "
+                f"expected at most {min(batch * rows, cols)}: no change of this matrix has a higher one, so train the "
+                "adapter anew with a lower rank"
+            )
     for site, a, b, scale in found:
-        parameter = _fx.get_tensor(program.module, site.name).detach()
-        product = (b @ a).mul_(scale).reshape(site.shape).to(parameter.device)
-        whole = parameter + site.view.to_parameter(product).to(parameter.dtype)
-        parameter.copy_(_kept(site, whole))
-    return [site.name for site, *_ in found]
+        product = (b @ a).mul_(scale).reshape(site.shape)
+        weight = site.read(program.module)
+        yield site, _kept(site, weight + product.to(weight.device, weight.dtype))
 
 
 def _kept(site: Site, weight: Tensor) -> Tensor:
     if site.selection is None or site.pattern is None:
         return weight
-    mask = site.view.to_parameter(site.pattern.mask(site.selection, site.shape[2]))
-    return torch.where(mask.to(weight.device), weight, 0.0)
+    mask = site.pattern.mask(site.selection, site.shape[2])
+    return kept_only(weight, mask.to(weight.device))
 
 
 def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:

@@ -23,7 +23,7 @@ from sparsec.errors import UsageError
 from sparsec.training.losses import BIAS, IGNORED, LABELS, Batch, LossTerm, Outputs, cross_entropy, main_name
 
 _SUM_TO_ONE = 1e-3  # logarithm of the sum of a row's probabilities, as far as it may be from 0
-_PERFECT, _RIGHT = 0.99, 0.999  # mean probability of the true class; share of samples where it is the likeliest
+_PERFECT = 0.99  # mean probability of the true class
 
 
 @dataclass(frozen=True)
@@ -97,20 +97,17 @@ TERMS: dict[str, Callable[[], LossTerm]] = {
 def remark(groups: Sequence[Batch]) -> str | None:
     """In words, if the bias model of these batches is perfect or useless; None where it is neither.
 
-    Perfect: it gives true classes .99 on average, or holds them for the likeliest in .999 of the samples. Useless: it
-    tells no more of them than how frequent they are.
+    Perfect: it gives true classes .99 on average. Useless: it tells no more of them than how frequent they are.
     """
     counted = torch.cat([group[LABELS][group[LABELS] != IGNORED] for group in groups])
-    every = torch.cat([group[BIAS][group[LABELS] != IGNORED].float() for group in groups])
-    found = _of_label(every, counted)
+    found = torch.cat([_of_label(group[BIAS].float(), group[LABELS])[group[LABELS] != IGNORED] for group in groups])
     if not len(counted):
         return None
-    mean, right = float(found.exp().mean()), float((every.argmax(1) == counted).double().mean())
-    if mean >= _PERFECT or right >= _RIGHT:
+    mean = float(found.exp().mean())
+    if mean >= _PERFECT:
         return (
-            f"the bias model is perfect: it is right on {right:.3f} of the samples and gives the true class {mean:.3f} "
-            "on average, so what it sees explains all labels and little is left to learn from; give it less to see, or "
-            "take its answers on samples that it was not trained on"
+            f"the bias model is perfect: it gives the true class {mean:.3f} on average, so hardly a sample is left to "
+            "learn from; give it less to see, or take its answers on samples that it was not trained on"
         )
     shares = counted.unique(return_counts=True)[1].double() / len(counted)
     even, reached = -float((shares * shares.log()).sum()), -float(found.double().mean())

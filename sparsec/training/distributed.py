@@ -141,8 +141,8 @@ def join() -> Group:
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {missing[0]} is not set, so the processes cannot meet; "
                 "start them with torchrun or accelerate launch, or unset WORLD_SIZE"
             )
-        # Its functions' defaults hold the group of the moment it is imported (torch 2.13): after `init_process_group`, the
-        # group would outlive `leave`, and a thread of it that takes the GIL while Python ends aborts the process.
+        # Its functions' defaults hold the group of the moment it is imported (torch 2.13): after `init_process_group`,
+        # the group would outlive `leave`, and a thread of it that takes the GIL while Python ends aborts the process.
         importlib.import_module("torch.distributed.nn.functional")
         cuda = torch.cuda.is_available()
         if cuda:

@@ -1,7 +1,7 @@
 """A bias model of pairs of texts: how the words of the second overlap with those of the first, and nothing else.
 
-It is what is known to mislead models of entailment and paraphrase (McCoy et al., HANS, arXiv 1902.01007), and what
-Clark et al. (arXiv 1909.03683) put into theirs, but for their distances of word vectors: multinomial logistic regression.
+Overlap misleads models of entailment and paraphrase (McCoy et al., HANS, arXiv 1902.01007). The features are those of
+Clark et al. (arXiv 1909.03683) without their distances of word vectors, the model is logistic regression.
 
 1. Features are numbers of words alone; standardised, then one weight for each and class, and a bias for each class.
 2. Fitted by L-BFGS from zero, in float64, with a small penalty on weights: there is one optimum, and no randomness.

@@ -28,7 +28,7 @@ LEVELS = [  # a module imports only from levels above it
     {"registry", "training", "permuting"},
     {"recipe", "catalogue", "artifact", "peers", "machine", "onnxfile"},
     {"onnxrequest", "methods", "heads", "loaded"},
-    {"pretrained"},
+    {"pretrained", "taskdata"},
     {"models", "inspection", "description", "shorthand", "attaching", "benchmark"},
     {"onnxcompile", "refusals", "resolving", "teachers"},
     {"tasks"},

@@ -60,6 +60,7 @@ def passes(**options: Any) -> str:
         ({"method": "gradual", "task": "causal-lm"}, "gradual{loss=lm}"),
         ({"method": "gradual{loss=none, distill=1}", "task": "causal-lm"}, "gradual{loss=none, distill=1.0}"),
         ({"method": "fixed-mask"}, "fixed-mask"),
+        ({"method": "imp{data=y.csv, rewind=initial}", "train": None}, "imp{data=y.csv, rewind=initial}"),
         ({"method": "fixed-mask", "solver": "refit"}, "oneshot{solver=refit} | fixed-mask"),
         ({"method": "fixed-mask", "score": "ria"}, "mask{score=ria} | fixed-mask"),
     ],
@@ -126,6 +127,14 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -
         ({"train": "text.txt", "passes": "admm"}, "to learn the next token write admm{loss=lm}"),
         ({"eval": "text.txt", "task": "none"}, "found no labels, so there is nothing to judge by"),
         ({"train": "x.csv", "passes": "admm", "task": "image-classification"}, "does not fit"),
+        ({"train": "x.csv", "passes": "admm{data=y.csv}"}, "--train x.csv: no pass reads it (admm{data=y.csv})"),
+        ({"passes": "admm{data=y.csv}"}, "DATA y.csv: there is no such file"),
+        ({"passes": "admm{data=text.txt}"}, "to learn the next token write admm{loss=lm}"),
+        ({"passes": "admm{data=x.csv}", "eval": "z.csv"}, "found the label '2', expected one of the 2 classes"),
+        ({"train": "x.csv", "passes": "admm", "bias": "overlap"}, "--bias overlap: no pass works against a bias of"),
+        ({"train": "x.csv", "passes": "admm{loss=poe}"}, "x.csv has no bias model's columns"),
+        ({"train": "x.csv", "passes": "admm{loss=poe}", "bias": "overlap"}, "found no pairs of texts"),
+        ({"train": "text.txt", "passes": "admm{loss=poe}"}, "the bias of a text without labels cannot be modelled"),
     ],
 )
 def test_data_that_nothing_can_be_done_with_is_refused(
@@ -133,6 +142,7 @@ def test_data_that_nothing_can_be_done_with_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sentences("x.csv", 8)
+    sentences("z.csv", 9, names=("0", "1", "2"))
     Path("text.txt").write_text("the good film was quite good\n" * 9)
     with pytest.raises(UsageError) as caught:
         tasks.prepare(Recipe(model="m", targets={}, **fields), {}, None)
@@ -143,6 +153,22 @@ def test_data_that_nothing_can_be_done_with_is_refused(
 def test_data_of_one_name_cannot_come_from_python_and_by_name() -> None:
     with pytest.raises(UsageError, match="train data were given in Python and by name"):
         tasks.prepare(Recipe(model="m", targets={}, passes="admm", train="x.csv"), {"train": []}, None)
+
+
+def test_passes_name_data_of_their_own_and_only_those_with_a_loss_against_a_bias_read_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        rows = "".join(f"the film,the {word} film,{i % 2}\n" for i, word in enumerate(["good", "bad"] * 4))
+        Path(f"{name}.csv").write_text("premise,hypothesis,label\n" + rows)
+    text = "mask-training{data=b.csv, loss=poe} | fixed-mask | fixed-mask{data=mine}"
+    recipe = Recipe(model="m", targets={}, passes=text, train="a.csv", eval="a.csv", bias="overlap")
+    work = tasks.prepare(recipe, {"mine": []}, None)
+
+    assert ["train", "b.csv", "eval"] == list(work.rows)
+    assert [False, True, False] == [rows.bias is not None for rows in work.rows.values()]
+    assert {str(tmp_path / "b.csv")} <= set(resuming.files_of(work.named))
 
 
 def test_the_rows_say_which_head_a_model_needs(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,47 @@ def test_a_stored_head_is_kept_judged_beside_its_dense_self_and_says_which_class
     assert task["dense"]["loss"] != task["sparse"]["loss"] != numbers["quality"]["task"]["sparse"]["loss"]
     assert made["quality"]["cosine"] is not None
     assert "training" not in made
+
+
+def pairs(path: str, count: int, seed: int = 0) -> str:
+    """A .csv of pairs; a word of the second tells the label, and where that is 1 its others mostly lie in the first."""
+    order, rows = random.Random(seed), ["premise,hypothesis,label"]
+    for i in range(count):
+        words = order.sample("film plot book cast story very quite".split(), 4)
+        inside = words[1:3] if i % 2 == (order.random() < 0.9) else order.sample("is was with and".split(), 2)
+        rows.append(f"{' '.join(words)},{' '.join([*inside, ('bad', 'good')[i % 2]])},{i % 2}")
+    Path(path).write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_masks_are_trained_against_the_overlap_of_words_on_other_data_than_weights_are(encoder: str) -> None:
+    sources = ("--train", pairs("a.csv", 64), "--eval", pairs("c.csv", 32, seed=2))
+    masks = f"mask-training{{data={pairs('b.csv', 48, seed=1)}, loss=poe, rest=trained, start_density=0, epochs=1}}"
+    passes = f"{masks} | fixed-mask{{epochs=1}}"
+    made = run(encoder, "--pattern", "2:4", "--passes", passes, "--bias", "overlap", *CLASSES, *sources, "-o", "a")
+
+    first, (second,) = made["training"], made["training"]["also"]
+    assert [64, 48] == [first["samples"], second["samples"]]
+    assert "bias model: overlap of words, right on 0." in second["words"]
+    assert "bias model" not in first["words"]
+    assert [48, 64] == [one["data"]["samples"] for one in made["passes"]]
+    assert made["passes"][0]["data"]["sha256"] != made["passes"][1]["data"]["sha256"]
+    assert "overlap" == made["recipe"]["bias"]
+    shown = CliRunner().invoke(app, ["inspect", "a"]).output
+    assert 2 == shown.count("Trained on")
+    assert 2 == Path("a/README.md").read_text().count("- Trained on")
+
+
+@pytest.mark.slow
+def test_a_bias_model_that_is_useless_is_said_so(encoder: str) -> None:
+    Path("a.csv").write_text(
+        "text,label,bias_0,bias_1\n" + "the good film,1,-0.6931,-0.6931\nthe bad film,0,-0.6931,-0.6931\n" * 8
+    )
+    method = ("--method", "fixed-mask{loss=reweight}", "--epochs", "1", *CLASSES, "--text-columns", "text")
+    made = run(encoder, "--pattern", "2:4", *method, "--train", "a.csv", "-o", "a")
+
+    assert "the bias model is useless" in made["training"]["remark"]
+    assert "the bias model is useless" in " ".join(CliRunner().invoke(app, ["inspect", "a"]).output.split())
 
 
 def test_a_teacher_is_a_model_by_name_and_needs_no_labels(encoder: str, tmp_path: Path) -> None:

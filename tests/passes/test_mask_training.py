@@ -124,3 +124,17 @@ def test_a_pattern_without_scores_of_its_own_is_refused() -> None:
     with pytest.raises(PatternError, match=r"mask-training is defined for N:M, V:N:M and unstructured patterns"):
         run("mask-training{pattern=4:2:5+2:4}")
     assert "lossy" == MaskTraining.equivalence
+
+
+def test_masks_that_were_trained_in_one_model_are_trained_alone_in_another() -> None:
+    """The recipe of docs/training.md: selections go from one program to the other, whose own weights they keep."""
+    pretrained = wide()
+    masked, _ = run("mask-training{epochs=2, lr=0.02, score_lr=0.02, start_step=6, pattern=2:4}", pretrained)
+    start = pretrained.replace(sites=masked.sites, facts=pretrained.facts | {"selected"})
+    done, _ = run("fixed-mask{epochs=1, lr=1e-9}", start)
+
+    check(done, "2:4")
+    for site in done.sites.sparse:
+        kept = masked.sites[site.name].read(masked.module) != 0
+        given = pretrained.sites[site.name].read(pretrained.module)
+        assert torch.allclose(torch.where(kept, given, 0.0), site.read(done.module), atol=1e-6)

@@ -137,9 +137,43 @@ def test_kernel_mode_gives_strips_rows_that_need_not_be_neighbours(solver: str, 
     assert 0 == up.pattern.violations_of(weight, up.selection).count  # type: ignore[union-attr, arg-type]
 
 
+def test_both_folds_and_then_makes_strips_of_neighbours() -> None:
+    program = traced(lambda: Net(Block(hidden=48)))
+
+    (graph, plain), (both, report) = (run(program, f"permute{{pattern=16:2:8, mode={m}}}") for m in ("graph", "both"))
+
+    up = both.sites["blocks.0.up.weight"]
+    assert ("16:2:8@strip", None) == (str(up.pattern), up.rows)
+    assert torch.equal(graph.sites[up.name].read(graph.module), up.read(both.module))
+    assert plain.data["retained"].keys() == report.data["retained"].keys()
+    for name, (then, now) in report.data["retained"].items():
+        assert then == plain.data["retained"][name][0]
+        assert now >= plain.data["retained"][name][1]
+
+
+@pytest.mark.parametrize("mode", ["kernel", "both"])
+def test_what_needs_windows_of_its_own_keeps_them(mode: str) -> None:
+    """Two patterns at once, and N:M, are no strips."""
+    program = traced(lambda: Net(Block(hidden=48)))
+    targets = {"re:up": "16:2:5+2:4", "re:down": "2:4"}
+    program = program.replace(sites=program.sites.with_targets(targets))
+
+    after, report = run(program, f"permute{{mode={mode}}}")
+
+    assert {"16:2:5+2:4", "2:4"} == {str(site.pattern) for site in after.sites.sparse}
+    assert (mode == "both") == bool(report.data.get("retained"))
+
+
 @pytest.mark.parametrize(
     ("asked", "mode"),
-    [(("kernel",), "kernel"), (("kernel", "onnx"), "both"), (("onnx", "torch24"), "graph"), ((), "graph")],
+    [
+        (("kernel",), "kernel"),
+        (("kernel", "onnx"), "both"),
+        (("kernel", "hf", "onnx"), "both"),
+        (("kernel", "tensorrt"), "graph"),
+        (("onnx", "torch24"), "graph"),
+        ((), "graph"),
+    ],
 )
 def test_auto_looks_at_the_backends(asked: tuple[str, ...], mode: str) -> None:
     _, report = run(trace(made(Residual), (random(2, 5),)), "permute{pattern=16:2:5, mode=auto}", backends=asked)

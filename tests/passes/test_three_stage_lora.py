@@ -10,8 +10,8 @@ from typing import Any
 import models
 import pytest
 import torch
+from lora_files import pair, saved
 from models import Transposed
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from training_models import Wide, check, context, engine, loop, run, wide
 
@@ -181,18 +181,6 @@ def test_stages_that_do_not_fit_the_training_are_refused(stages: Stages, said: s
         stages.check(Clock(100, 10))
 
 
-def saved(folder: Path, tensors: dict[str, Tensor], **changed: Any) -> Path:
-    """An adapter folder as peft writes it."""
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "init_lora_weights": True, **changed}
-    (folder / adapters.CONFIG).write_text(json.dumps(config))
-    save_file({f"base_model.model.{name}.weight": value for name, value in tensors.items()}, folder / adapters.TENSORS)
-    return folder
-
-
-def pair(name: str, rows: int, cols: int) -> dict[str, Tensor]:
-    return {f"{name}.lora_A": models.random(2, cols, seed=3), f"{name}.lora_B": models.random(rows, 2, seed=4)}
-
-
 def test_an_adapter_is_merged_and_zeros_of_a_pruned_site_stay(tmp_path: Path) -> None:
     parts = pair("up", 20, 12)
     delta = 1.5 * parts["up.lora_B"] @ parts["up.lora_A"]
@@ -255,6 +243,11 @@ def test_an_adapter_that_peft_made_is_merged_as_peft_merges_it(tmp_path: Path) -
     ("tensors", "changed", "said"),
     [
         (pair("sideways", 20, 12), {}, r"the adapter changes sideways, no layer .* the model has up\.weight"),
+        (
+            pair("up", 20, 12, rank=13),
+            {},
+            r"up\.weight has 20 outputs and 12 inputs, and the adapter's rank is 13; .* 12",
+        ),
         (pair("up", 20, 10), {}, r"up\.weight has 20 outputs and 12 inputs, the adapter A \(2, 10\) and B \(20, 2\)"),
         ({"up.lora_A": torch.ones(2, 12)}, {}, r"base_model\.model\.up\.lora_B\.weight is missing or more"),
         (pair("up", 20, 12) | {"head": torch.ones(3, 12)}, {}, r"base_model\.model\.head\.weight is missing or more"),

@@ -53,10 +53,11 @@ def test_squares_are_the_diagonal_of_the_gram_matrix() -> None:
 
 @pytest.mark.parametrize("cols", [6, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_blocks_and_chunks_give_the_same_matrix(monkeypatch: pytest.MonkeyPatch, cols: int, dtype: torch.dtype) -> None:
+def test_strips_and_chunks_give_the_same_matrix(monkeypatch: pytest.MonkeyPatch, cols: int, dtype: torch.dtype) -> None:
     x, x0 = X[:, :cols].to(dtype), X0[:, :cols].to(dtype)
-    monkeypatch.setattr(moments, "_WIDE", 4)
-    monkeypatch.setattr(moments, "_CHUNK", 64)
+    monkeypatch.setattr(moments, "_STRIP", 2)
+    monkeypatch.setattr(moments, "_AT_ONCE", 32)
+    monkeypatch.setattr(moments, "_SINGLE", 64)
     found = collect("cross", (x, x0))
 
     assert found.cross is not None
@@ -72,7 +73,8 @@ def test_tokens_that_wait_to_be_multiplied_are_neither_lost_nor_counted_twice(
     sizes = [size for size in sizes if sum(sizes) <= 200] or [200]
     x, x0 = X[: sum(sizes)], X0[: sum(sizes)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moments, "_CHUNK", chunk)
+        patch.setattr(moments, "_AT_ONCE", chunk)
+        patch.setattr(moments, "_SINGLE", 2 * chunk)
         found = collect(need, *zip(x.split(sizes), x0.split(sizes), strict=True))
     tokens, wide = max(sum(sizes), 1), x.double()
 
@@ -92,11 +94,16 @@ def test_tokens_that_wait_to_be_multiplied_are_neither_lost_nor_counted_twice(
 def test_few_tokens_wait_and_many_do_not() -> None:
     collector, squares = Collector(7, "gram"), X.double().T @ X.double()
     collector.add(X)
-    assert not collector._sums
-    for _ in range(10):
+    assert not collector._products
+    for _ in range(2):
         collector.add(X)
 
-    assert float(collector._sums["gram"].trace()) == pytest.approx(11 * float(squares.trace()), rel=1e-5)
+    assert float(collector._products["gram"].trace()) == pytest.approx(3 * float(squares.trace()), rel=1e-5)
+    for _ in range(9):
+        collector.add(X)
+    assert torch.float64 == collector._sums["mean"].dtype
+    both = float(collector._sums["gram"].trace() + collector._products["gram"].trace())
+    assert both == pytest.approx(12 * float(squares.trace()), rel=1e-5)
 
 
 def test_centred_moments_are_covariances() -> None:

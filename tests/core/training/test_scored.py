@@ -24,6 +24,7 @@ METHODS = {
     "s-ste": "s-ste{epochs=2",
     "gumbel-mask": "gumbel-mask{epochs=2, gate_lr=0.01",
     "mask-training": "mask-training{epochs=2, score_lr=0.01, rest=trained",
+    "imp": "imp{epochs=2, step=0.25, every=0.2, rewind=initial",
     "dcil": "dcil{epochs=2, every=2",
     "three-stage-lora": "three-stage-lora{epochs=2, rank=3, adapter_lr=0.02, stage1=0.17, stage2=0.34, every=2",
 }
