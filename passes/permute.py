@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -78,7 +78,7 @@ class Permute(Pass):
         chosen = [site for site in free if site in wanted or site in strips]
         notes = [Note(site.name, _why(site, mode)) for site in sites if site not in chosen]
         if not self.seconds or not chosen:
-            words = f"{'seconds=0' if not self.seconds else f'mode {mode}'}: nothing was permuted"
+            words = f"nothing: {'no seconds were given' if not self.seconds else f'no site gains in mode {mode}'}"
             return PassResult(program, (*notes, Note("all", words)), {"mode": mode, "words": words})
         before = self._scored(program, chosen, ctx)
         found = folded(
@@ -109,14 +109,14 @@ class Permute(Pass):
         seconds = time.perf_counter() - start
         data = {
             "mode": mode,
-            "words": f"share of the score ({self.score}) that the patterns keep; mode {mode}, {seconds:.0f} s",
+            "words": f"mode {mode}, in {seconds:.0f} s; patterns keep {_words(kept, self.score)}",
             "retained": kept,
             "variables": found.variables,
             "difference": found.difference,
             "seconds": seconds,
         }
         if found.difference is not None:
-            data["words"] += f"; proven in float64: outputs differ by {found.difference:.0e}"
+            data["words"] += f"; proven in float64, where outputs differ by {found.difference:.0e}"
         return PassResult(found.program.with_sites(changed), tuple(notes), data)
 
     def _mode(self, ctx: Context) -> Mode:
@@ -160,6 +160,11 @@ def _retained(site: Site, score: Tensor) -> float:
     _, mask = site.choose(score)
     total = float(score.sum(dtype=torch.float64))
     return float((score * mask).sum(dtype=torch.float64)) / total if total else 1.0
+
+
+def _words(kept: Mapping[str, Sequence[float]], score: Score) -> str:
+    before, after = (sum(column) / len(kept) for column in zip(*kept.values(), strict=True))
+    return f"{after:.3f} of the weights' {score} on average over {len(kept)} sites, {before:.3f} before"
 
 
 def _why(site: Site, mode: Mode) -> str:

@@ -43,7 +43,7 @@ def manifest(data: dict[str, Any], folder_bytes: int) -> None:
         )
     for one in data.get("passes", ()):
         if one["pass"].partition("{")[0] == "permute":
-            out.print(_permuted(one))
+            _permuted(one)
     _sizes(data, folder_bytes)
     quality = data["quality"]
     error = quality["relative_error"]  # None where it could not be measured
@@ -76,21 +76,21 @@ def _trained(training: dict[str, Any]) -> str:
     return "; ".join([*words, *([training["head"]] if "head" in training else [])])
 
 
-def _permuted(report: dict[str, Any]) -> Table | str:
+def _permuted(report: dict[str, Any]) -> None:
     """What patterns keep before and after a permute pass, or that it did nothing."""
-    if "retained" not in report:
-        return f"[yellow]{escape(report['pass'])}[/]: {escape(report['words'])}"
     groups: dict[str, list[list[float]]] = {}
-    for name, shares in report["retained"].items():
+    for name, shares in report.get("retained", {}).items():
         groups.setdefault(re.sub(r"\d+", "*", name, count=1).removesuffix(".weight"), []).append(shares)
-    table = Table(box=None, header_style="bold", pad_edge=False, caption=report["words"])
+    table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("permuted", overflow="fold")
     for column in ("kept before", "kept after"):
         table.add_column(column, justify="right")
     for name, group in groups.items():
         means = (sum(column) / len(group) for column in zip(*group, strict=True))
         table.add_row(f"{name}{f' x{len(group)}' if len(group) > 1 else ''}", *(f"{mean:.3f}" for mean in means))
-    return table
+    if groups:
+        out.print(table)
+    out.print(f"[bold]Permuted[/] {escape(report['words'])}")
 
 
 def _beside_magnitude(quality: dict[str, Any]) -> Table:
