@@ -29,7 +29,9 @@ _FACTORED = 256  # columns of the factor that are computed at once
 def sweep(weight: Tensor, gram: Tensor, ridge: float, pattern: NM | VNM) -> Tensor:
     """The pruned weight (rows, cols), 0 where nothing is kept. `weight`: float32, what is approximated.
 
-    H is gram + ridge I. Raises torch.linalg.LinAlgError where H is not positive definite.
+    H is gram + ridge I. The factor takes the place of gram's upper triangle, as a second matrix of this size would be
+    the most that is held at any time; in the end gram is what it was. Raises torch.linalg.LinAlgError where H is not
+    positive definite.
     """
     import torch
 
@@ -39,13 +41,30 @@ def sweep(weight: Tensor, gram: Tensor, ridge: float, pattern: NM | VNM) -> Tens
     first = energy.argsort(descending=True, stable=True)  # rule 2
     order = (first[:, None] * m + torch.arange(m)).flatten()
     order = torch.cat([order, torch.arange(whole * m, cols)])
-    hessian = torch.empty_like(gram)
-    for part, rows in zip(hessian.split(_FACTORED), order.split(_FACTORED), strict=True):  # without another copy of all
-        torch.index_select(gram.index_select(0, rows), 1, order, out=part)
-    hessian.diagonal().add_(ridge)
-    kept = _sweep(weight.T.contiguous().index_select(0, order), hessian, pattern)
-    del hessian  # the largest of all
+    _reorder_(gram, order)
+    corners = [gram[start:end, start:end].clone() for start, end in _blocks(cols)]
+    gram.diagonal().add_(ridge)
+    try:
+        kept = _sweep(weight.T.contiguous().index_select(0, order), gram, pattern)
+    finally:
+        for (start, end), corner in zip(_blocks(cols), corners, strict=True):
+            gram[start:end, start:end] = corner
+            gram[:start, start:end] = gram[start:end, :start].T
+        _reorder_(gram, order.argsort())
     return kept.T.index_select(1, order.argsort())
+
+
+def _reorder_(matrix: Tensor, order: Tensor) -> None:
+    """Rows and columns of a square matrix in another order, without a second one."""
+    for part in matrix.split(_FACTORED, 1):
+        part.copy_(part.index_select(0, order))
+    for part in matrix.split(_FACTORED):
+        part.copy_(part.index_select(1, order))
+
+
+def _blocks(cols: int) -> list[tuple[int, int]]:
+    """Of `upper_factor_`, the last one first."""
+    return [(max(0, end - _FACTORED), end) for end in range(cols, 0, -_FACTORED)]
 
 
 def _sweep(weight: Tensor, hessian: Tensor, pattern: NM | VNM) -> Tensor:
@@ -74,21 +93,21 @@ def _sweep(weight: Tensor, hessian: Tensor, pattern: NM | VNM) -> Tensor:
 
 
 def upper_factor_(hessian: Tensor) -> Tensor:
-    """F upper triangular with F F^T = hessian, in its place; what was below the diagonal blocks stays there.
+    """F upper triangular with F F^T = hessian, in its place; what is below the diagonal blocks stays as it is.
 
     By blocks from the last column on, which is twice as fast as torch's factor of the reversed matrix. Raises
     torch.linalg.LinAlgError where it is not positive definite.
     """
     import torch
 
-    for end in range(len(hessian), 0, -_FACTORED):
-        start = max(0, end - _FACTORED)
+    for start, end in (blocks := _blocks(len(hessian))):
         corner = torch.linalg.cholesky(hessian[start:end, start:end].flip(0, 1)).flip(0, 1)
         hessian[start:end, start:end] = corner
         if start:
             side = torch.linalg.solve_triangular(corner.T, hessian[:start, start:end], upper=False, left=False)
             hessian[:start, start:end] = side
-            hessian[:start, :start].addmm_(side, side.T, alpha=-1)
+        for left, right in (block for block in blocks if block[1] <= start):
+            hessian[:right, left:right].addmm_(side[:right], side[left:right].T, alpha=-1)
     return hessian
 
 

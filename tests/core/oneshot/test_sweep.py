@@ -43,6 +43,20 @@ def test_every_group_keeps_n_whatever_the_tail(pattern: NM, rows: int, cols: int
     assert [sum(counts)] * rows == mask.sum(1).tolist()
 
 
+@pytest.mark.parametrize("factored", [3, 4, 100])
+def test_the_gram_matrix_is_used_as_memory_and_given_back(monkeypatch: pytest.MonkeyPatch, factored: int) -> None:
+    monkeypatch.setattr(module, "_FACTORED", factored)
+    hessian = gram(13, 0)
+    hessian = hessian.tril() + hessian.tril(-1).T
+    before = hessian.clone()
+    sweep(weight(5, 13, 0), hessian, 0.01, NM(2, 4))
+    assert torch.equal(before, hessian)
+
+    with pytest.raises(torch.linalg.LinAlgError):
+        sweep(weight(5, 13, 0), hessian, -2 * float(hessian.diagonal().max()), NM(2, 4))
+    assert torch.equal(before, hessian)
+
+
 @given(vnm_patterns(), ROWS, COLS, SEEDS)
 def test_every_block_keeps_four_columns_whatever_the_tails(pattern: VNM, rows: int, cols: int, seed: int) -> None:
     check(pattern, sweep(weight(rows, cols, seed), gram(cols, seed), 0.0, pattern))
