@@ -55,7 +55,7 @@ def lora(rate: str, rank: int, more: str = "") -> str:
     return f"three-stage-lora{{{STEPS}, lr={float(rate) / 10:g}, adapter_lr={rate}, rank={rank}{more}}}"
 
 
-RATE, RANK = "1e-3", 16
+RATE, RANK = "1e-3", 64
 """Of those tried in `lora_grid`, the best."""
 PASSES = {
     "magnitude": "mask | freeze",
