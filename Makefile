@@ -64,6 +64,6 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	ln -sfn ../backends sparsec/backends
 	touch $@
 
-$(VENV)/.installed-rtx: $(VENV)/.installed-dev  # 95 MB: TensorRT engines are built, without a GPU, by test-all only
-	$(BIN)/pip install -q --disable-pip-version-check -e ".[rtx]"
+$(VENV)/.installed-rtx: $(VENV)/.installed-dev  # 270 MB: test-all builds TensorRT engines and CUDA kernels, without a GPU
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[rtx,cuda]"
 	touch $@

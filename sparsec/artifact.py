@@ -35,10 +35,10 @@ class Artifact:
         """The backends whose files it holds."""
         return tuple(self.manifest["backends"])
 
-    def load(self, backend: str = "", trust: bool = False) -> Any:
+    def load(self, backend: str = "", trust: bool = False, device: str = "") -> Any:
         """A callable for inference: inputs by name or position -> outputs by name. Default: the first backend.
 
-        `trust`: run code that the artifact holds, which only the tensorrt backend's does.
+        `trust`: run code that the artifact holds, which only the tensorrt backend's does. `device`: see `load`.
         """
         one = self._backend(backend)
         if one.runs_code and not trust:
@@ -46,7 +46,7 @@ class Artifact:
                 f"{self.root}: backend {one.name} would run {one.runs_code}, and a hash cannot tell what that does; "
                 "if you know who made it, load it with trust=True"
             )
-        return one.load(self.root, self.manifest)
+        return one.load_on(device, self.root, self.manifest) if device else one.load(self.root, self.manifest)
 
     def load_dense(self) -> Any:
         """The same weights unpacked and run densely: what the kernels are measured against."""
@@ -96,13 +96,15 @@ def prove_written(folder: Path, manifest: dict[str, Any]) -> None:
     manifest["checks"] = [{"name": check.name, "detail": check.detail} for check in checks]
 
 
-def load(path: str | Path, backend: str = "", trust: bool = False) -> Any:
+def load(path: str | Path, backend: str = "", trust: bool = False, device: str = "") -> Any:
     """Load an artifact for inference: a callable, inputs by name or position -> dict of outputs by name.
 
     Needs neither transformers nor the model's source. Hashes, shapes and index ranges are checked before any native
     code reads a byte; raises ArtifactError when something does not hold. A TensorRT engine loads with `trust` only.
+    `device`: `cuda` or `cuda:1` runs backend kernel on a GPU, from a model in bf16 or fp16; `cpu`, the default, on the
+    CPU. Other backends choose themselves.
     """
-    return Artifact.open(path).load(backend, trust)
+    return Artifact.open(path).load(backend, trust, device)
 
 
 def verify(path: str | Path) -> list[Check]:

@@ -125,6 +125,10 @@ class Backend(ABC):
     def load(self, folder: Path, manifest: dict[str, Any]) -> Any:
         """A callable: inputs by name -> dict of output tensors by name. The folder has been checked already."""
 
+    def load_on(self, device: str, folder: Path, manifest: dict[str, Any]) -> Any:
+        """Like `load`, on a device that the caller names; only the kernel backend lets him choose."""
+        raise UsageError(f"backend {self.name} chooses its device itself: leave device out, or load backend kernel")
+
     def findings(self, folder: Path, manifest: dict[str, Any]) -> list[str]:
         """What was found out about the artifact after it was compiled, a line each."""
         return []

@@ -12,10 +12,13 @@ from sparsec.backend import FP32_TOLERANCE, Backend, Check, CheckData, Emitted, 
 from sparsec.backends.kernel import cost
 from sparsec.backends.kernel.calls import has_kernel, no_kernel
 from sparsec.backends.kernel.cpu import int8, library
+from sparsec.backends.kernel.cuda.driver import no_gpu
+from sparsec.backends.kernel.cuda.install import install_on
 from sparsec.backends.kernel.install import absorbed, install_kernels
 from sparsec.backends.kernel.parts import read_parts
 from sparsec.backends.kernel.proofs import KERNEL_TOKENS, kernel_problems
 from sparsec.cost import TokenRange
+from sparsec.errors import UsageError
 from sparsec.layout import Values, decompress
 from sparsec.lowered import packed_calls
 from sparsec.pattern import VNM, Pattern
@@ -130,6 +133,15 @@ class KernelBackend(Backend):
     def load(self, folder: Path, manifest: dict[str, Any]) -> Runnable:
         return Runnable(install_kernels(read_graph(folder), tokens=declared_tokens(manifest)), manifest)
 
+    def load_on(self, device: str, folder: Path, manifest: dict[str, Any]) -> Runnable:
+        """`cpu`, or a CUDA GPU: `cuda`, `cuda:1`. Raises UsageError where it cannot run there."""
+        chosen = _device(device)
+        if chosen.type == "cpu":
+            return self.load(folder, manifest)
+        if reason := no_gpu():
+            raise UsageError(f"{device}: {reason}")
+        return Runnable(install_on(read_graph(folder), chosen), manifest, chosen)
+
     def load_dense(self, folder: Path, manifest: dict[str, Any]) -> Runnable:
         return Runnable(install_kernels(read_graph(folder), dense=True), manifest)
 
@@ -140,13 +152,15 @@ class KernelBackend(Backend):
 class Runnable(torch.nn.Module):
     """A loaded artifact: call it with the model's inputs, by name or position; returns the outputs by name.
 
-    For inference. `manifest` tells what it is: sites, patterns, quality, recipe.
+    For inference. `manifest` tells what it is: sites, patterns, quality, recipe. With `gpu`, inputs are copied
+    there and outputs stay there.
     """
 
-    def __init__(self, graph: GraphModule, manifest: dict[str, Any]) -> None:
+    def __init__(self, graph: GraphModule, manifest: dict[str, Any], gpu: torch.device | None = None) -> None:
         super().__init__()
         # Not named `graph`: torch.export puts the names of modules on a GraphModule, whose own that is.
         self.body, self.manifest, self.input_names = graph.requires_grad_(False), manifest, _inputs(graph)
+        self.gpu = gpu
 
     @property
     def graph(self) -> GraphModule:
@@ -155,7 +169,10 @@ class Runnable(torch.nn.Module):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
         """Run the model."""
-        outputs: dict[str, Tensor] = self.body(*bind(self.input_names, args, kwargs))
+        inputs = bind(self.input_names, args, kwargs)
+        if self.gpu is not None:
+            inputs = [value.to(self.gpu) for value in inputs]
+        outputs: dict[str, Tensor] = self.body(*inputs)
         return outputs
 
 
@@ -184,6 +201,22 @@ def declared_tokens(manifest: dict[str, Any]) -> TokenRange | None:
     """The range of tokens that an artifact was compiled for, if one was declared."""
     text = manifest.get("recipe", {}).get("tokens")
     return TokenRange.parse(str(text)) if text else None
+
+
+def _device(text: str) -> torch.device:
+    """Raises UsageError where it is neither the CPU nor one of this machine's CUDA GPUs."""
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise UsageError(f"device {text!r} cannot be read; expected cpu, cuda, or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"there are no kernels for device {text}; expected cpu, cuda, or cuda:1")
+    if device.type == "cpu" or not torch.cuda.is_available():
+        return device
+    number = torch.cuda.current_device() if device.index is None else device.index
+    if number >= torch.cuda.device_count():
+        raise UsageError(f"{text}: this machine has {torch.cuda.device_count()} CUDA GPUs, counted from cuda:0")
+    return torch.device("cuda", number)
 
 
 def _inputs(module: GraphModule) -> list[str]:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from torch.nn import functional
 from sparsec import _fx
 from sparsec.backends.kernel.cpu.int8 import int8_linear
 from sparsec.backends.kernel.cpu.linear import Activation, stream_linear
+from sparsec.backends.kernel.cuda.linear import panel_linear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,19 +33,20 @@ _SMOOTH = {
     _aten.square.default, _aten.tanh.default, _aten.sigmoid.default, _aten.erf.default, _aten.gelu.default,
     _aten.silu.default,
 }  # fmt: skip
-_ARGUMENTS = 4  # of a call without activation: x, stream, bias, out_features
+# How many a call without activation has: x, stream, bias, out_features; on a GPU the pattern too.
+_ARGUMENTS: dict[Callable[..., Any], int] = {stream_linear: 4, int8_linear: 4, panel_linear: 5}
 _LONGEST = 12  # operators of one written-out activation; the longest in use, BLOOM's, has 9
 _SAME = 2.0**-23  # of the value, or of 1: constants are written with the digits of float32
 
 
 def fuse_activations(module: GraphModule) -> int:
-    """Give every `stream_linear` and `int8_linear` of the graph the activation behind it; returns how many there were.
+    """Give every call of a kernel in the graph the activation behind it; returns how many there were.
 
     Nodes that lose their users stay: `_fx.prune_unused` takes them away.
     """
     fused = 0
-    for linear in [*_fx.calls(module.graph, stream_linear), *_fx.calls(module.graph, int8_linear)]:
-        if len(linear.args) > _ARGUMENTS:
+    for linear in [node for kernel in _ARGUMENTS for node in _fx.calls(module.graph, kernel)]:
+        if len(linear.args) > _ARGUMENTS[linear.target]:  # type: ignore[index]
             continue  # it has its activation
         result = linear
         while len(result.users) == 1 and (user := next(iter(result.users))).target in _VIEWS:

@@ -1,0 +1,165 @@
+"""Which variant of a kernel runs a product: its macros (see device.cuh), and the grid that covers the product."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+
+from sparsec.backends.kernel.cuda.panels import ROWS, Form
+
+Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)  # a name's place is its number in the sources
+
+MOST_DECODED = 32  # tokens for which decode.cu is used, where there is a window
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a GPU offers a kernel: its multiprocessors, and the bytes of shared memory of a thread block."""
+
+    arch: str
+    multiprocessors: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How gemm.cu cuts a product: tokens and warps of a thread block, panels of a warp, steps in flight."""
+
+    tokens: int
+    warps_m: int = 4
+    warps_n: int = 2
+    panels: int = 1
+    stages: int = 3
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """gemm.cu for the weights of a form and one tile."""
+
+    form: Form
+    dtype: torch.dtype
+    tile: Tile
+    activation: Activation = "none"
+    by_token: bool = True
+    kernel: str = field(default="gemm", init=False)
+
+    @property
+    def macros(self) -> dict[str, int]:
+        tile = self.tile
+        return common_macros(self.form, self.dtype, self.activation) | {
+            "TOKENS": tile.tokens, "STAGES": tile.stages, "BY_TOKEN": int(self.by_token), "WARPS_M": tile.warps_m,
+            "WARPS_N": tile.warps_n, "PANELS": tile.panels,
+        }  # fmt: skip
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.tile.warps_m * self.tile.warps_n
+
+    @property
+    def shared_bytes(self) -> int:
+        """Stages of activations and of indices, or the results on their way out."""
+        tile, tables = self.tile, self.tile.warps_m * self.form.blocks
+        lines, index_bytes = (16 * self.form.window, 64) if self.form.window else (64 * tables, 256)
+        index_stages = tile.stages if self.form.window else 2 * tile.stages - 1
+        staged = tile.stages * lines * 2 * tile.tokens + index_stages * tables * index_bytes
+        turned = 2 * tile.tokens * (ROWS * tile.panels * tile.warps_m + 8) if self.by_token else 0
+        return max(staged, turned)
+
+    def grid(self, tokens: int) -> tuple[int, int]:
+        """Thread blocks along tokens and rows."""
+        return math.ceil(tokens / self.tile.tokens), math.ceil(
+            self.form.panels / (self.tile.warps_m * self.tile.panels)
+        )
+
+
+@dataclass(frozen=True)
+class Decode:
+    """decode.cu for the weights of a form: at most `tokens` tokens, 8, 16 or 32."""
+
+    form: Form
+    dtype: torch.dtype
+    tokens: int
+    panels: int = 1
+    warps: int = 8
+    stages: int = 2
+    activation: Activation = "none"
+    kernel: str = field(default="decode", init=False)
+
+    @property
+    def macros(self) -> dict[str, int]:
+        return common_macros(self.form, self.dtype, self.activation) | {
+            "TOKENS": self.tokens, "STAGES": self.stages, "WARPS": self.warps, "PANELS": self.panels,
+        }  # fmt: skip
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    @property
+    def shared_bytes(self) -> int:
+        """Windows of all warps, then their sums."""
+        windows = self.stages * self.tokens * (32 * self.form.window + 16)
+        return self.warps * max(windows, 4 * ROWS * self.panels * self.tokens)
+
+    def grid(self, splits: int) -> tuple[int, int]:
+        """Thread blocks that share rows, and groups of rows."""
+        return splits, math.ceil(self.form.panels / self.panels)
+
+    @property
+    def partial_floats(self) -> int:
+        """Sums that one split leaves in the workspace."""
+        return ROWS * self.panels * self.tokens * self.grid(1)[1]
+
+
+def common_macros(form: Form, dtype: torch.dtype, activation: Activation) -> dict[str, int]:
+    """Those of both kernels."""
+    return {
+        "WINDOW": form.window, "BLOCKS": form.blocks, "MOVED": int(form.moved), "FP16": int(dtype == torch.float16),
+        "ACTIVATION": ACTIVATIONS.index(activation),
+    }  # fmt: skip
+
+
+@cache
+def gemm(
+    form: Form, dtype: torch.dtype, tokens: int, device: Device, activation: Activation = "none", by_token: bool = True
+) -> Gemm:
+    """The tile that is expected to be fastest for so many tokens: a model, not measured.
+
+    A round of thread blocks takes time for its tokens, and for reading the weights, as for 32 tokens more.
+    """
+
+    def rounds(one: Gemm) -> int:
+        return math.ceil(math.prod(one.grid(tokens)) / device.multiprocessors) * (one.tile.tokens + 32)
+
+    fitting = [Gemm(form, dtype, tile, activation, by_token) for tile in _tiles(form)]
+    fitting = [one for one in fitting if one.shared_bytes <= device.shared_bytes]
+    # 16 rows that gather on their own need much memory: half as many rows fit the smallest GPU.
+    return min(fitting, key=rounds, default=Gemm(form, dtype, Tile(32, 2, 2, 1, 2), activation, by_token))
+
+
+def decode(form: Form, dtype: torch.dtype, tokens: int, device: Device, activation: Activation = "none") -> Decode:
+    """For at most MOST_DECODED tokens, of a form with a window; two panels where there are enough of them for all."""
+    padded = next(size for size in (8, 16, MOST_DECODED) if size >= tokens)
+    panels = 2 if padded <= 16 and form.panels >= 4 * device.multiprocessors else 1
+    sizes = (Decode(form, dtype, padded, panels, warps, 2, activation) for warps in (8, 4, 2))
+    # Half of the shared memory, so that two thread blocks fit a multiprocessor.
+    return next(one for one in sizes if one.shared_bytes <= device.shared_bytes // 2 or one.warps == 2)
+
+
+def splits(variant: Decode, device: Device) -> int:
+    """How many thread blocks share the rows of one: two for every multiprocessor in all, each warp with a step."""
+    groups = variant.grid(1)[1]
+    most = math.ceil(variant.form.steps / variant.warps)
+    return max(1, min(most, math.ceil(2 * device.multiprocessors / groups)))
+
+
+def _tiles(form: Form) -> list[Tile]:
+    """All that compile for a form, best first where they take as long."""
+    shared = getattr(form.pattern, "v", 128) % 128 == 0  # 2:4 shares its columns always
+    wide = [Tile(128, 2, 4, 2, stages) for stages in (3, 2)] if shared and form.window else []
+    return wide + [Tile(tokens, stages=stages) for tokens in (128, 64, 32) for stages in (3, 2)]

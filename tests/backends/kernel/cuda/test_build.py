@@ -1,0 +1,130 @@
+"""Every variant compiles for every GPU without one, keeps its sums in registers, and is compiled once."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsec.backends.kernel.cuda import build
+from sparsec.backends.kernel.cuda.panels import Form
+from sparsec.backends.kernel.cuda.variants import ACTIVATIONS, Decode, Device, Gemm, decode, gemm, splits
+from sparsec.errors import UsageError
+from sparsec.pattern import Pattern
+
+needs_nvrtc = pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
+SHARED = {"sm_80": 166912, "sm_86": 101376, "sm_90a": 232448, "sm_100a": 232448, "sm_120a": 101376}
+PATTERNS = (
+    "2:4",
+    "64:2:5",
+    "64:2:8",
+    "128:2:8",
+    "64:2:16",
+    "32:2:8",
+    "16:2:6",
+    "64:2:20",
+    "64:2:5@strip",
+    "16:2:8@strip",
+)
+
+
+def chosen(arch: str, patterns: tuple[str, ...] = PATTERNS) -> list[Gemm | Decode]:
+    """Variants that a GPU of this arch runs: of each pattern one for many and one for few tokens."""
+    device, found = Device(arch, 132, SHARED[arch]), []
+    for number, pattern in enumerate(patterns):
+        form = Form(Pattern.parse(pattern), 4096, 4096, moved="strip" in pattern)
+        dtype, activation = (torch.bfloat16, torch.float16)[number % 2], ACTIVATIONS[number % 5]
+        many, few = ((4096, 1), (200, 16), (40, 32))[number % 3]
+        found.append(gemm(form, dtype, many, device, activation, by_token=bool(number % 3)))
+        if form.window:
+            found.append(decode(form, dtype, few, device, activation))
+    return found
+
+
+def check(one: Gemm | Decode, arch: str) -> None:
+    cubin, ptx, log = build.compile_kernel(one.kernel, one.macros, arch)
+    tiles = one.tile if isinstance(one, Gemm) else one
+    chunks = tiles.tokens // (8 * getattr(tiles, "warps_n", 1))
+    spilled = [int(found) for found in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", log)]
+    registers = int(re.search(r"Used (\d+) registers", log)[1])
+
+    assert cubin[:4] == b"\x7fELF"
+    assert [0, 0, 0] == spilled, one
+    assert registers * one.threads <= 65536, one
+    assert 2 * 4 * tiles.panels * chunks == ptx.count("mma.sp::ordered_metadata"), one  # a step, unrolled
+    assert ptx.count("mma.") == ptx.count("mma.sp::ordered_metadata"), one
+
+
+@needs_nvrtc
+def test_gemm_and_decode_compile_for_hopper() -> None:
+    for one in chosen("sm_90a", ("64:2:8",)):
+        check(one, "sm_90a")
+
+
+@needs_nvrtc
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a"])
+def test_every_pattern_compiles_without_spills(arch: str) -> None:
+    for one in chosen(arch):
+        check(one, arch)
+
+
+@needs_nvrtc
+def test_a_kernel_is_compiled_once_and_a_damaged_one_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "compile_kernel", lambda *_: calls.append(1) or build.Compiled(b"cubin", "", ""))
+    calls: list[int] = []
+    macros = {"WINDOW": 8}
+    first = [build.cubin("gemm", macros, "sm_90a") for _ in range(2)]
+    file = build.cache_file("gemm", macros, "sm_90a")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+
+    assert [b"cubin", b"cubin", b"cubin"] == [*first, build.cubin("gemm", macros, "sm_90a")]
+    assert 2 == len(calls)
+    assert not list(file.parent.glob("*.tmp"))
+    others = {build.cache_file("decode", macros, "sm_90a"), build.cache_file("gemm", {"WINDOW": 5}, "sm_90a")}
+    assert 4 == len(others | {file, build.cache_file("gemm", macros, "sm_80")})
+
+
+@needs_nvrtc
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "sparsec").write_text("a file where a folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "compile_kernel", lambda *_: build.Compiled(b"cubin", "", ""))
+
+    assert b"cubin" == build.cubin("gemm", {}, "sm_90a")
+
+
+@needs_nvrtc
+def test_what_the_compiler_says_is_told() -> None:
+    with pytest.raises(UsageError, match=r"gemm.cu does not compile for sm_90a: .*PANELS"):
+        build.compile_kernel("gemm", {}, "sm_90a")
+
+
+def test_without_nvrtc_the_extra_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
+    build.unavailable.cache_clear()
+    try:
+        with pytest.raises(UsageError, match=r"pip install 'sparsec\[cuda\]'"):
+            build.compile_kernel("gemm", {}, "sm_90a")
+    finally:
+        build.unavailable.cache_clear()
+
+
+def test_gpus_have_their_names() -> None:
+    assert ["sm_80", "sm_89", "sm_90a", "sm_100a"] == [build.arch_of(one) for one in ((8, 0), (8, 9), (9, 0), (10, 0))]
+    with pytest.raises(UsageError, match=r"compute capability 7.5"):
+        build.arch_of((7, 5))
+
+
+@pytest.mark.parametrize("arch", SHARED)
+def test_every_product_has_a_variant_that_fits_the_gpu(arch: str) -> None:
+    device = Device(arch, 132, SHARED[arch])
+    for one in chosen(arch):
+        assert one.shared_bytes <= device.shared_bytes
+        if isinstance(one, Decode):
+            assert 1 <= splits(one, device) <= one.form.steps
+        assert one.threads <= 1024

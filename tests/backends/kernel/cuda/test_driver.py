@@ -1,0 +1,110 @@
+"""What reaches the CUDA driver: the right kernel, once loaded, its arguments as the source declares them."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import types
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from native import cuda_fibers
+from native.gpu_kernels import case
+
+from sparsec.backends.kernel.cuda import driver
+from sparsec.backends.kernel.cuda.linear import run
+from sparsec.backends.kernel.cuda.panels import pack
+from sparsec.errors import UsageError
+
+C_TYPES = {"uint32_t": ctypes.c_uint32, "int": ctypes.c_int32, "int64_t": ctypes.c_int64}
+
+
+def declared(kernel: str) -> tuple[int, list[type]]:
+    """How many pointers a kernel's source takes, then the types of its numbers."""
+    text = (cuda_fibers.SOURCES / f"{kernel}.cu").read_text()
+    parameters = re.search(rf"\b{kernel}\(([^)]*)\)", text)[1].split(",")
+    numbers = [C_TYPES[one.split()[0]] for one in parameters if "*" not in one]
+    return len(parameters) - len(numbers), numbers
+
+
+class Result(int):
+    name = "CUDA_ERROR_INVALID_IMAGE"
+
+
+class Driver:
+    """cuda.bindings.driver, as far as it is called."""
+
+    CUfunction_attribute = types.SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
+
+    def __init__(self, refuses: bool = False) -> None:
+        self.refuses, self.loaded, self.launches = Result(200 * refuses), 0, []
+
+    def cuModuleLoadData(self, cubin: bytes) -> tuple[Any, ...]:
+        self.loaded += 1
+        return self.refuses, cubin
+
+    def cuModuleGetFunction(self, module: bytes, name: bytes) -> tuple[Any, ...]:
+        return Result(0), name.decode()
+
+    def cuFuncSetAttribute(self, *_: Any) -> tuple[Any, ...]:
+        return (Result(0),)
+
+    def cuLaunchKernel(self, *arguments: Any) -> tuple[Any, ...]:
+        self.launches.append(arguments)
+        return (Result(0),)
+
+
+@pytest.fixture
+def cuda(monkeypatch) -> Driver:
+    """A machine with one Hopper GPU, as far as torch and the driver are asked."""
+    made = Driver()
+    hopper = types.SimpleNamespace(
+        major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=232448, name="H200"
+    )
+    zeros = torch.zeros
+    monkeypatch.setattr(driver, "_driver", lambda: made)
+    monkeypatch.setattr(driver, "cubin", lambda kernel, macros, arch: f"{kernel} {arch}".encode())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: hopper)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=77))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch, "zeros", lambda *sizes, dtype, device: zeros(*sizes, dtype=dtype))
+    return made
+
+
+def launched(make_layout, cuda: Driver, tokens: int, gpu: driver.CudaGpu) -> tuple[Any, ...]:
+    layout, x, bias = case(make_layout, "64:2:8", 70, 2080, tokens)
+    run(x, pack(layout, torch.bfloat16), bias, 70, "64:2:8", "none", True, gpu)
+    return cuda.launches[-1]
+
+
+@pytest.mark.parametrize(("kernel", "tokens"), [("gemm", 40), ("decode", 3)])
+def test_arguments_are_those_of_the_source(make_layout, cuda: Driver, kernel: str, tokens: int) -> None:
+    gpu = driver.CudaGpu(0)
+    function, *shape, stream, (values, types), extra = launched(make_layout, cuda, tokens, gpu)
+    pointers, numbers = declared(kernel)
+
+    assert (kernel, 77, 0) == (function, stream, extra)
+    assert (*[ctypes.c_void_p] * pointers, *numbers) == types
+    assert len(types) == len(values) and all(isinstance(value, int) for value in values)
+    assert shape[2] == shape[4] == shape[5] == 1 and shape[6] <= 232448
+    assert 0 == values[3] and all(values[:3])  # no table of rows
+
+
+def test_a_kernel_is_loaded_once_and_counters_are_kept_by_stream(make_layout, cuda: Driver, monkeypatch) -> None:
+    gpu = driver.CudaGpu(0)
+    first, second = launched(make_layout, cuda, 3, gpu), launched(make_layout, cuda, 3, gpu)
+
+    assert 1 == cuda.loaded
+    assert first[-2][0][7] == second[-2][0][7] == gpu.tickets(1).data_ptr()
+    assert 5000 == len(gpu.tickets(5000))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert gpu.tickets(1).data_ptr() != gpu.tickets(1).data_ptr()
+
+
+def test_a_driver_that_is_too_old_is_told(make_layout, cuda: Driver) -> None:
+    cuda.refuses = Result(200)
+    with pytest.raises(UsageError, match=r"refuses \(CUDA_ERROR_INVALID_IMAGE\); update the NVIDIA driver"):
+        launched(make_layout, cuda, 3, driver.CudaGpu(0))

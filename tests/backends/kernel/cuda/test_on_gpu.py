@@ -1,0 +1,76 @@
+"""On a real GPU: products against float64, streams, CUDA graphs, torch.compile. Skipped where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from native.gpu_kernels import assert_close, case, expected
+
+from sparsec.backends.kernel.cuda.driver import no_gpu
+from sparsec.backends.kernel.cuda.linear import panel_linear
+from sparsec.backends.kernel.cuda.panels import pack
+
+pytestmark = pytest.mark.skipif(no_gpu() is not None, reason=str(no_gpu()))
+BF16, FP16 = torch.bfloat16, torch.float16
+
+
+def on_gpu(make_layout, pattern: str, rows: int, cols: int, tokens: int, dtype: torch.dtype = BF16) -> tuple:
+    """(layout, x, bias, panels), the last three on the GPU; what is allocated next finds NaN there."""
+    layout, x, bias = case(make_layout, pattern, rows, cols, tokens, dtype)
+    torch.full((1 << 26,), torch.nan, device="cuda")  # freed at once
+    return layout, x.cuda(), bias.cuda(), pack(layout, dtype).cuda()
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 16, 32, 33, 100, 515])
+@pytest.mark.parametrize(
+    ("pattern", "rows", "cols", "dtype"),
+    [
+        ("2:4", 130, 203, FP16), ("64:2:5", 1000, 1003, BF16), ("64:2:8", 1024, 1024, BF16),
+        ("128:2:8", 1030, 2048, FP16), ("64:2:16", 512, 4000, BF16), ("32:2:6", 300, 711, BF16),
+        ("16:2:9", 200, 800, BF16), ("64:2:20", 300, 2000, BF16), ("64:2:5@strip@moved", 900, 1500, BF16),
+    ],
+)  # fmt: skip
+def test_products(make_layout, pattern: str, rows: int, cols: int, dtype: torch.dtype, tokens: int) -> None:
+    layout, x, bias, panels = on_gpu(make_layout, pattern, rows, cols, tokens, dtype)
+    reference = expected(layout, x.cpu(), bias.cpu(), "gelu")
+    for by_token in (True, False):
+        y = panel_linear(x, panels, bias, rows, str(layout.pattern), "gelu", by_token)
+
+        assert_close(reference, y.cpu())
+
+
+def test_a_stream_of_ones_own_and_a_captured_graph(make_layout) -> None:
+    for tokens in (5, 64):
+        layout, x, bias, panels = on_gpu(make_layout, "64:2:8", 512, 4096, tokens)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            found = panel_linear(x, panels, bias, 512, "64:2:8")
+        stream.synchronize()
+        assert_close(expected(layout, x.cpu(), bias.cpu()), found.cpu())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = panel_linear(x, panels, bias, 512, "64:2:8")
+        for seed in range(3):
+            x.copy_(torch.randn(tokens, 4096, generator=torch.Generator().manual_seed(seed)))
+            graph.replay()
+
+            assert_close(expected(layout, x.cpu(), bias.cpu()), y.cpu())
+
+
+def test_a_compiled_module_gives_the_same(make_layout) -> None:
+    _, x, bias, panels = on_gpu(make_layout, "64:2:8", 512, 1024, 100)
+
+    def two(x: torch.Tensor) -> torch.Tensor:
+        middle = panel_linear(x, panels, bias, 512, "64:2:8", "gelu", False)
+        return middle * 2
+
+    assert torch.equal(two(x), torch.compile(two, fullgraph=True)(x))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_gpu_that_is_not_the_current_one(make_layout) -> None:
+    layout, x, bias, panels = on_gpu(make_layout, "64:2:8", 512, 1024, 5)
+    found = panel_linear(x.to("cuda:1"), panels.to("cuda:1"), bias.to("cuda:1"), 512, "64:2:8")
+
+    assert_close(expected(layout, x.cpu(), bias.cpu()), found.cpu())
