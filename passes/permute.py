@@ -107,16 +107,17 @@ class Permute(Pass):
                 ctx.progress("choosing columns and rows", len(changed), len(chosen))
         notes += [Note(name, why) for name, why in found.left.items()]
         seconds = time.perf_counter() - start
+        words = f"mode {mode}, in {seconds:.0f} s; patterns keep {_words(kept, self.score)}"
+        if found.difference is not None:
+            words += f"; proven in float64, where outputs differ by {found.difference:.0e}"
         data = {
             "mode": mode,
-            "words": f"mode {mode}, in {seconds:.0f} s; patterns keep {_words(kept, self.score)}",
+            "words": words,
             "retained": kept,
             "variables": found.variables,
             "difference": found.difference,
             "seconds": seconds,
         }
-        if found.difference is not None:
-            data["words"] += f"; proven in float64, where outputs differ by {found.difference:.0e}"
         return PassResult(found.program.with_sites(changed), tuple(notes), data)
 
     def _mode(self, ctx: Context) -> Mode:
@@ -164,7 +165,7 @@ def _retained(site: Site, score: Tensor) -> float:
 
 def _words(kept: Mapping[str, Sequence[float]], score: Score) -> str:
     before, after = (sum(column) / len(kept) for column in zip(*kept.values(), strict=True))
-    return f"{after:.3f} of the weights' {score} on average over {len(kept)} sites, {before:.3f} before"
+    return f"{after:.3f} of the score ({score}), {before:.3f} before, on average over {len(kept)} sites"
 
 
 def _why(site: Site, mode: Mode) -> str:

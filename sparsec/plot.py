@@ -1,4 +1,4 @@
-"""Plots of what `bench` measured and of what `select` found; the only importer of matplotlib (the extra `plot`)."""
+"""Plots of what `bench` measured and of what `select` found; it and `report` import matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 

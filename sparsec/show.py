@@ -78,16 +78,17 @@ def _trained(training: dict[str, Any]) -> str:
 
 def _permuted(report: dict[str, Any]) -> None:
     """What patterns keep before and after a permute pass, or that it did nothing."""
-    groups: dict[str, list[list[float]]] = {}
-    for name, shares in report.get("retained", {}).items():
-        groups.setdefault(re.sub(r"\d+", "*", name, count=1).removesuffix(".weight"), []).append(shares)
+    kept = {name.removesuffix(".weight"): shares for name, shares in report.get("retained", {}).items()}
+    groups: dict[str, list[str]] = {}
+    for name in kept:
+        groups.setdefault(re.sub(r"\d+", "*", name, count=1), []).append(name)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("permuted", overflow="fold")
     for column in ("kept before", "kept after"):
         table.add_column(column, justify="right")
     for name, group in groups.items():
-        means = (sum(column) / len(group) for column in zip(*group, strict=True))
-        table.add_row(f"{name}{f' x{len(group)}' if len(group) > 1 else ''}", *(f"{mean:.3f}" for mean in means))
+        means = (sum(kept[one][i] for one in group) / len(group) for i in range(2))
+        table.add_row(f"{name} x{len(group)}" if len(group) > 1 else group[0], *(f"{mean:.3f}" for mean in means))
     if groups:
         out.print(table)
     out.print(f"[bold]Permuted[/] {escape(report['words'])}")

@@ -52,7 +52,7 @@ def no_product(pattern: Pattern, moved: bool) -> str | None:
     """Why no kernel of NMLinear multiplies by weights of this pattern, or None. `moved`: with a table of rows."""
     if not isinstance(pattern, (NM, SharedColumns)) or (isinstance(pattern, Strip) and pattern.v % Strip.ROWS):
         return f"the kernels run N:M, V:N:M and strips of a multiple of {Strip.ROWS} rows, not {pattern}"
-    return "NMLinear takes no table of rows, and its rows moved" if moved else None
+    return "NMLinear takes no table of rows, and its rows moved (permute{mode=both} moves none)" if moved else None
 
 
 def linear_attributes(pattern: Pattern, cols: int) -> dict[str, int]:

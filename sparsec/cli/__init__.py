@@ -24,6 +24,7 @@ for command in (
     compiling.compile,
     look.verify,
     look.inspect,
+    look.report,
     speed.explain,
     speed.select,
     bench.bench,

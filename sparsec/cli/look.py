@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sparsec.cli.terminal import Json, Threads, folder_bytes, print_json, reporting, set_threads
+from sparsec.cli.terminal import Json, Threads, folder_bytes, print_json, progress, reporting, set_threads
 
 
 def verify(
@@ -52,3 +52,28 @@ def inspect(
             show.found(*found)
         else:
             show.found(found)
+
+
+def report(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="File to write; default: report.html in the artifact.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT.")] = False,
+    before: Annotated[
+        bool, typer.Option("--before", help="Load the model that was compiled, to draw its weights too.")
+    ] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="With --before: read a .pt2 file, which can run code.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make one HTML page about an artifact: figures, every site, pictures of weights. It needs no network."""
+    with reporting(as_json):
+        from sparsec.report.page import write
+
+        with progress(as_json) as say:
+            written = write(artifact, out, force, before, trust, say)
+        if as_json:
+            return print_json({"path": str(artifact), "out": str(written), "nbytes": written.stat().st_size})
+        typer.echo(f"Wrote {written}")

@@ -77,17 +77,29 @@ def _roles(site: Site, things: Tensor, size: int, first: int) -> list[Role] | No
     sides: list[tuple[Side, Tensor]] = [("cols", matrices[:, :1]), ("rows", matrices[:, :, :1])]
     for side, line in sides:
         if bool((matrices == line).all()):
-            found = [(_by_context(numbers, size), item) for item, numbers in enumerate(line.flatten(1))]
-            return [Role(first + item, side, places) for places, item in found if places]
+            found = [_by_context(numbers, size) for numbers in line.flatten(1)]
+            if any(places is None for places in found):
+                return None
+            return [Role(first + item, side, places) for item, places in enumerate(found) if places]
     return None
 
 
-def _by_context(numbers: Tensor, size: int) -> dict[int, Tensor]:
-    """Context -> (size, count) positions of its things along an axis; every thing stands in equally many."""
+def _by_context(numbers: Tensor, size: int) -> dict[int, Tensor] | None:
+    """Context -> (size, count) positions of its things along an axis.
+
+    None where things of a context are not there, or not equally often: they stand in other matrices (groups of a
+    convolution), which change places as a whole.
+    """
     import torch
 
-    where = (numbers >= 0).nonzero()[:, 0]
-    here = numbers[where].long()
-    order = here.argsort(stable=True)
-    where, contexts = where[order], here[order] // size
-    return {int(context): where[contexts == context].view(size, -1) for context in torch.unique(contexts)}
+    places = (numbers >= 0).nonzero()[:, 0]
+    order = numbers[places].argsort(stable=True)
+    places, here = places[order], numbers[places[order]].long()
+    found = {}
+    for context in torch.unique(here // size).tolist():
+        mine = here // size == context
+        counts = (here[mine] % size).bincount(minlength=size)
+        if bool((counts != counts[0]).any()):
+            return None
+        found[context] = places[mine].view(size, -1)
+    return found

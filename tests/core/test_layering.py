@@ -33,7 +33,7 @@ LEVELS = [  # a module imports only from levels above it
     {"onnxcompile", "refusals", "resolving", "teachers"},
     {"tasks"},
     {"api", "show", "plot", "opt", "explain"},
-    {"show_bench", "choosing"},
+    {"show_bench", "choosing", "report"},
     {"search"},
     {"show_speed"},
     {"cli"},
@@ -48,12 +48,13 @@ SOLE_IMPORTERS = {
     "typer": {"cli"},
     "rich": {"cli", "show", "show_speed", "show_bench"},
     "onnx": {"onnxfile", "peers"},
-    "matplotlib": {"plot"},
+    "matplotlib": {"plot", "report"},
+    "jinja2": {"report"},
 }
 HEAVY = ["torch", "numpy", "scipy", "onnx", "onnxruntime", "onnxscript", "transformers", "safetensors", "pydantic"]
 
 CORE = sorted((ROOT / "sparsec").glob("*.py"))
-PARTED = ("axes", "cli", "oneshot", "choosing", "onnxfile", "training", "permuting")  # packages, each at its level
+PARTED = ("axes", "cli", "oneshot", "choosing", "onnxfile", "training", "permuting", "report")  # each at its level
 PACKAGES = {name: sorted((ROOT / "sparsec" / name).glob("*.py")) for name in PARTED}
 PLUGINS = sorted([*(ROOT / "passes").rglob("*.py"), *(ROOT / "backends").rglob("*.py")])
 

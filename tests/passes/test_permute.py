@@ -138,9 +138,11 @@ def test_kernel_mode_gives_strips_rows_that_need_not_be_neighbours(solver: str, 
 
 
 def test_both_folds_and_then_makes_strips_of_neighbours() -> None:
-    program = traced(lambda: Net(Block(hidden=48)))
+    program = traced(lambda: Net(Block(hidden=20)))
 
-    (graph, plain), (both, report) = (run(program, f"permute{{pattern=16:2:8, mode={m}}}") for m in ("graph", "both"))
+    (graph, plain), (both, report) = (
+        run(program, f"permute{{pattern=16:2:8, mode={m}, rounds=1}}") for m in ("graph", "both")
+    )
 
     up = both.sites["blocks.0.up.weight"]
     assert ("16:2:8@strip", None) == (str(up.pattern), up.rows)
@@ -154,11 +156,11 @@ def test_both_folds_and_then_makes_strips_of_neighbours() -> None:
 @pytest.mark.parametrize("mode", ["kernel", "both"])
 def test_what_needs_windows_of_its_own_keeps_them(mode: str) -> None:
     """Two patterns at once, and N:M, are no strips."""
-    program = traced(lambda: Net(Block(hidden=48)))
+    program = traced(lambda: Net(Block(hidden=20)))
     targets = {"re:up": "16:2:5+2:4", "re:down": "2:4"}
     program = program.replace(sites=program.sites.with_targets(targets))
 
-    after, report = run(program, f"permute{{mode={mode}}}")
+    after, report = run(program, f"permute{{mode={mode}, rounds=1}}")
 
     assert {"16:2:5+2:4", "2:4"} == {str(site.pattern) for site in after.sites.sparse}
     assert (mode == "both") == bool(report.data.get("retained"))
@@ -214,6 +216,21 @@ def test_a_second_run_finds_chosen_weights_held() -> None:
 
     assert any("chosen already" in text for text in texts(report).values())
     assert again.dump(hashes=True) == after.dump(hashes=True)
+
+
+def test_channels_that_a_chosen_pattern_holds_stay() -> None:
+    """One block's `up` is chosen already; its hidden channels would serve `down`, which is not."""
+    program = traced()
+    chosen = program.replace(sites=program.sites.with_targets({"net.blocks.0.up.weight": "2:4"}))
+    chosen = PassManager.parse("mask | freeze").run(chosen)
+    chosen = chosen.replace(sites=chosen.sites.with_targets({"re:down": "2:4"}))
+
+    after, report = run(chosen, "permute{rounds=1}")
+
+    assert {"net.blocks.1.up.weight:0"} == report.data["variables"].keys()
+    assert "it moves net.blocks.0.up.weight, whose pattern is already chosen" in texts(report).values()
+    for name in ("net.blocks.0.up.weight", "net.blocks.0.down.weight"):
+        assert torch.equal(chosen.sites[name].read(chosen.module), after.sites[name].read(after.module))
 
 
 def test_a_recipe_without_patterns_is_refused() -> None:
