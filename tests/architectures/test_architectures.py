@@ -23,8 +23,7 @@ from sparsec.backends.onnx.backend import Weights
 from sparsec.errors import TraceError
 
 FAST = frozenset(
-    {"bert", "albert", "deberta-v3like", "squeezebert", "gpt2", "mixtral", "mamba", "t5", "levit", "siglip", "wav2vec2",
-     "llama"}
+    {"bert", "albert", "deberta-v3like", "squeezebert", "gpt2", "mixtral", "mamba", "t5", "levit", "llama"}
 )  # fmt: skip
 BF16 = (
     "bert",

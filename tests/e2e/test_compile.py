@@ -232,6 +232,7 @@ main()
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow  # tests/e2e/test_bench.py looks at tables, plots and JSON in every run
 def test_bench_reports_ratios_against_dense_and_onnxruntime(artifact: Path, tmp_path: Path) -> None:
     done = run("bench", str(artifact), "--against", "dense,onnxruntime", "--seconds", "0.1", "--json", cwd=tmp_path)
 
