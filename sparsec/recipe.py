@@ -32,6 +32,7 @@ _TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,{}|="\\]+)|([,{}|=]))')
 DEFAULT_PASSES = ""
 """Decided when the model is loaded: WITH_DATA where there is calibration data for it, else WITHOUT_DATA."""
 WITH_DATA, WITHOUT_DATA = "oneshot", "mask | freeze"
+PERMUTE = "permute"
 Dtype = Literal["fp32", "bf16", "fp16"]
 Head = Literal["sequence-classification", "image-classification", "regression", "causal-lm"]
 """The kinds of head that a task gives a Hugging Face model."""

@@ -9,7 +9,7 @@ from sparsec.cost import TokenRange
 from sparsec.errors import UsageError
 from sparsec.pipeline import PassReport, Progress
 from sparsec.program import Program
-from sparsec.recipe import WITH_DATA, WITHOUT_DATA, Recipe
+from sparsec.recipe import PERMUTE, WITH_DATA, WITHOUT_DATA, Recipe, parse_passes
 
 _TOKENS = "1-512"  # what --drop-slow looks at where no range was declared
 
@@ -40,13 +40,17 @@ def drop_slow(program: Program, recipe: Recipe, backend: Backend, progress: Prog
 
 
 def with_passes(recipe: Recipe, has_data: bool, allow_dense: bool) -> Recipe:
-    """The recipe with its default passes named: those that need calibration data where there is some."""
-    if recipe.passes:
+    """The recipe with its default passes named: those that need calibration data where there is some.
+
+    They also follow a permute pass that stands alone: what it permutes for is pruned then.
+    """
+    given = parse_passes(recipe.passes) if recipe.passes else ()
+    if any(one.name != PERMUTE for one in given):
         return recipe
     passes = WITH_DATA if has_data else WITHOUT_DATA
     if has_data and allow_dense:
         passes += "{unreached=dense}"
-    return recipe.model_copy(update={"passes": passes})
+    return recipe.model_copy(update={"passes": " | ".join([*map(str, given), passes])})
 
 
 def resolved(recipe: Recipe, reports: Sequence[PassReport]) -> Recipe:

@@ -14,7 +14,7 @@ from sparsec.methods import Training
 from sparsec.onnxrequest import BACKEND as ONNX_BACKEND
 from sparsec.onnxrequest import is_onnx
 from sparsec.pattern import NM, VNM, Pattern
-from sparsec.recipe import DEFAULT_PASSES, WITH_DATA, Recipe, make_pass, name_and_options, parse_passes
+from sparsec.recipe import DEFAULT_PASSES, PERMUTE, WITH_DATA, Recipe, make_pass, name_and_options, parse_passes
 
 _NEEDS = {"tensorrt": "2:4", "torch24": "2:4"}
 """What --pattern and --layer must imply for a backend to be of use; it is added where they do not."""
@@ -96,7 +96,7 @@ def recipe_of(
     if target_speedup is not None:
         data["passes"] = _with_choice(data, pattern, target_speedup, also or needed)
     if permute and permute != "none":
-        data["passes"] = _with_permutation(data["passes"] or WITH_DATA, permute)
+        data["passes"] = _with_permutation(data["passes"], permute)
     if include_pooler:
         data["include"] = ["pooler"]
     if "model" not in data:
@@ -140,12 +140,12 @@ def _with_choice(data: Mapping[str, Any], pattern: str | None, speedup: float, a
 
 def _with_permutation(passes: str, mode: str) -> str:
     """The passes, with one that permutes channels once patterns are chosen and before anything else."""
-    made = parse_passes(passes)
+    made = parse_passes(passes) if passes else ()
     names = [one.name for one in made]
-    if "permute" in names:
+    if PERMUTE in names:
         raise UsageError(f"--permute {mode} adds a permute pass, and the passes have one; leave one of them out")
     at = names.index("choose-vm") + 1 if "choose-vm" in names else 0
-    return " | ".join(map(str, [*made[:at], make_pass("permute", {"mode": mode}), *made[at:]]))
+    return " | ".join(map(str, [*made[:at], make_pass(PERMUTE, {"mode": mode}), *made[at:]]))
 
 
 def _with_also(targets: Mapping[str, str], also: str, kinds: Sequence[type[Pattern]] = ()) -> dict[str, str]:

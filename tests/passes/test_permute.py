@@ -18,6 +18,8 @@ from sparsec.axes import rules as axis_rules
 from sparsec.data import Calibration
 from sparsec.errors import RecipeError, UsageError, VerificationError
 from sparsec.pipeline import CLOSE, Context, PassReport, relative_difference
+from sparsec.recipe import Recipe
+from sparsec.resolving import with_passes
 from sparsec.shorthand import recipe_of
 
 SUMS = 1e-5  # the order of float32 sums
@@ -250,7 +252,7 @@ def test_options_out_of_range_are_refused(options: str) -> None:
 @pytest.mark.parametrize(
     ("options", "passes"),
     [
-        ({"pattern": "64:2:5"}, "permute{mode=auto} | oneshot"),
+        ({"pattern": "64:2:5"}, "permute{mode=auto}"),  # what follows is decided when the model is loaded
         ({"pattern": "64:2:5", "solver": "none"}, "permute{mode=auto} | mask | freeze"),
         ({"target_speedup": 1.5}, "choose-vm{speedup=1.5, objective=reconstruction} | permute{mode=auto} | oneshot"),
         ({"pattern": "64:2:5", "permute": "none"}, ""),
@@ -263,6 +265,23 @@ def test_the_option_permutes_after_patterns_are_chosen_and_before_weights_are(
     given |= {"model": "demo:minilm", "pattern": None, "include_pooler": False, "permute": "auto"}
 
     assert passes == recipe_of(**{**given, **options}).passes
+
+
+@pytest.mark.parametrize(
+    ("passes", "has_data", "found"),
+    [
+        ("permute{mode=auto}", True, "permute{mode=auto} | oneshot"),
+        ("permute{mode=auto}", False, "permute{mode=auto} | mask | freeze"),
+        ("", False, "mask | freeze"),
+        ("permute{mode=auto} | mask | freeze", True, "permute{mode=auto} | mask | freeze"),
+    ],
+)
+def test_the_default_passes_follow_a_permutation_too_with_calibration_data_or_without(
+    passes: str, has_data: bool, found: str
+) -> None:
+    recipe = Recipe.from_data({"model": "mine:make", "targets": {"*": "2:4"}, "passes": passes})
+
+    assert found == with_passes(recipe, has_data, allow_dense=False).passes
 
 
 def test_the_option_beside_its_pass_is_refused() -> None:
