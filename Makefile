@@ -34,6 +34,7 @@ test-all: $(VENV)/.installed-rtx  ## every test, and the benches with their boun
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_ort.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_onnx_load.py
 	$(BIN)/python tests/bench/bench_onnx_export.py
+	$(BIN)/python tests/bench/bench_permute.py
 	$(BIN)/python tests/bench/bench_oneshot_quality.py --quick
 
 bench-peers: $(VENV)/.installed-dev  ## one-shot pruning against llm-compressor, modelopt and onnxsim: half an hour, network

@@ -40,6 +40,8 @@ def layer_speed(layers: Sequence[Layer]) -> Drawing | None:
     measured = all(one.basis == "measured" for one in layers)
     source = "from kernels measured on" if measured else "by a formula; nothing was measured on"
     words = f"Predicted {source} the machine that made this page."
+    if len(layers) > _MOST_LAYERS:
+        words += f" The first {_MOST_LAYERS} of {len(layers)} kinds of layer."
     names = [f"{tokens} token{'s' if tokens > 1 else ''}" for tokens in TOKENS]
     return _bars("Single products, predicted: times faster than dense", words, bars, names, _SHADES)
 

@@ -69,7 +69,8 @@ def histograms(kinds: Mapping[str, Spread], before: Mapping[str, Spread]) -> Dra
 
     Heights are shares of all weights, zeros too, so what was pruned is missing from the kept ones.
     """
-    names = [name for name, one in kinds.items() if one.sample.numel()][:_MOST_PANELS]
+    drawn = [name for name, one in kinds.items() if one.sample.numel()]
+    names = drawn[:_MOST_PANELS]
     if not names:
         return None
     across = min(3, len(names))
@@ -85,6 +86,8 @@ def histograms(kinds: Mapping[str, Spread], before: Mapping[str, Spread]) -> Dra
         if before:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
         words = "Share of all weights of one kind of site, without the outermost 0.2 %; zeros are not drawn."
+        if len(drawn) > len(names):
+            words += f" The first {len(names)} of {len(drawn)} kinds."
         return drawing.finished(figure, "Weights", words)
 
 

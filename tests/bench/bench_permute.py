@@ -140,8 +140,8 @@ def outputs() -> None:
             for one in permuted:
                 pruned = PassManager.parse(passes).run(one, context)
                 errors.append(quality.measure(pruned, loaded.program, loaded.samples).relative_error)
-            if min(errors[1:]) >= errors[0]:
-                MISSED.append(f"{text} {passes}: error {errors[0]:.4f}, permuted {min(errors[1:]):.4f}")
+            if errors[1] >= errors[0]:  # by magnitude, the default
+                MISSED.append(f"{text} {passes}: error {errors[0]:.4f}, permuted {errors[1]:.4f}")
             print(f"| {text} | {passes} | {' | '.join(f'{error:.4f}' for error in errors)} |", flush=True)
 
 
