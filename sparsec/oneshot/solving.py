@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
@@ -34,6 +34,7 @@ Calibration = Literal["asymmetric", "sequential", "independent"]
 _RAISES = 5  # times that damping is multiplied by 10 before a singular Gram matrix is given up
 _SMALL = 1 << 13  # weights of a matrix for which magnitude is tried as well
 _ROWS = 64  # of a layer whose error is computed: all rows would cost as much as a sweep
+_AT_ONCE = 256  # rows of a matrix that are held in float64
 
 
 @dataclass(frozen=True)
@@ -91,29 +92,37 @@ class Solved:
 
 
 def solve(
-    weight: Tensor, pattern: Pattern, method: Method, moments: Moments | None, gradients: Tensor | None, bias: bool
+    weight: Tensor | Sequence[Tensor],
+    pattern: Pattern,
+    method: Method,
+    moments: Moments | None,
+    gradients: Tensor | None,
+    bias: bool,
 ) -> Solved:
     """Prune `weight` (rows, cols) to `pattern`. `bias`: whether the layer has a bias that may change.
 
-    Raises PatternError where a result breaks the pattern, SparsecError where the Gram matrix stays singular.
+    Several weights of the same columns stand one below the other; they are copied together only for solvers that need
+    it. Raises PatternError where a result breaks the pattern, SparsecError where the Gram matrix stays singular.
     """
     import torch
 
-    dense, bias = weight.float(), bias and method.bias and method.solver != "none"
+    given = _Given(tuple([weight] if isinstance(weight, torch.Tensor) else weight), moments, gradients)
+    bias = bias and method.bias and method.solver != "none"
     damping, note = method.damping, ""
     for _ in range(_RAISES):
-        problem = None if moments is None else _Problem(dense, moments, damping, bias)
+        problem = None if moments is None else _Problem(given, moments, damping, bias)
         try:
-            found = _solved(problem, pattern, method, Facts(dense, moments, gradients))
+            found = _solved(problem, pattern, method, given)
             break
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             damping *= 10
             note = f"the Gram matrix of its inputs is singular; damping was raised to {damping:g}"
     else:
         raise SparsecError(f"the Gram matrix of its inputs stays singular with damping {damping / 10:g}")
-    zero = found.mask.new_zeros(())  # added, it turns -0.0 into +0.0
     own = None if method.solver == "none" else found.kept  # of a solver: written to, for memory's sake
-    kept = torch.addcmul(zero, found.kept, found.mask, out=own).to(weight.dtype)
+    zero = found.kept.new_zeros(())  # added, it turns -0.0 into +0.0
+    kept = found.kept.add_(zero) if found.mask is None else torch.addcmul(zero, found.kept, found.mask, out=own)
+    kept = kept.to(given.parts[0].dtype)
     if method.solver == "none" or problem is None:
         return Solved(kept, found.selection, None, found.retained, None, note or (problem.note if problem else ""))
     _check(kept, pattern, found)
@@ -121,11 +130,46 @@ def solve(
     return Solved(kept, found.selection, shift, found.retained, problem.error(kept.float()), note or problem.note)
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What a solver is given of a layer: weights of any float type, one below the other, and what is known of them."""
+
+    parts: tuple[Tensor, ...]
+    moments: Moments | None
+    gradients: Tensor | None
+
+    @cached_property
+    def floats(self) -> tuple[Tensor, ...]:
+        return tuple(part.float() for part in self.parts)
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """(rows, cols) float32; of several weights, a copy."""
+        import torch
+
+        return torch.cat(self.floats) if len(self.parts) > 1 else self.floats[0]
+
+    @cached_property
+    def facts(self) -> Facts:
+        return Facts(self.dense, self.moments, self.gradients)
+
+    def rows(self, which: Tensor) -> Tensor:
+        """Some rows of all, by ascending indices; no more than these are copied."""
+        import torch
+
+        found, first = [], 0
+        for part in self.floats:
+            inside = which[(which >= first) & (which < first + len(part))] - first
+            found.append(part.index_select(0, inside))
+            first += len(part)
+        return torch.cat(found)
+
+
 class _Problem:
     """minimise tr((W - Q) H (W - Q)^T): W the weight that is best when nothing is pruned, H the damped Gram matrix."""
 
-    def __init__(self, dense: Tensor, moments: Moments, damping: float, bias: bool) -> None:
-        self.dense = dense
+    def __init__(self, given: _Given, moments: Moments, damping: float, bias: bool) -> None:
+        self.given = given
         self.moments = moments.centred() if bias and moments.gram.dim() == 2 else moments
         level = float(self.moments.squares.mean())
         self.note = ""
@@ -141,7 +185,7 @@ class _Problem:
     def target(self) -> Tensor:
         """W H."""
         cross = self.moments.cross
-        return self.dense @ (self.hessian if cross is None else _plus_ridge(cross.T, self.ridge))
+        return self.given.dense @ (self.hessian if cross is None else _plus_ridge(cross.T, self.ridge))
 
     @cached_property
     def best(self) -> Tensor:
@@ -149,8 +193,13 @@ class _Problem:
         import torch
 
         if self.moments.cross is None:
-            return self.dense
+            return self.given.dense
         return torch.cholesky_solve(self.target.T, self._factor).T
+
+    @property
+    def best_parts(self) -> tuple[Tensor, ...]:
+        """W in parts, without a copy where the dense weight is best."""
+        return self.given.floats if self.moments.cross is None else (self.best,)
 
     @cached_property
     def inverse_diagonal(self) -> Tensor:
@@ -173,7 +222,7 @@ class _Problem:
 
     def bias_shift(self, kept: Tensor) -> Tensor:
         before = self.moments.mean if self.moments.dense_mean is None else self.moments.dense_mean
-        return (self.dense.double() @ before - kept.double() @ self.moments.mean).float()
+        return (_applied(self.given.floats, before) - _applied([kept], self.moments.mean)).float()
 
     def error(self, kept: Tensor) -> float:
         """Of the outputs, relative: exact for up to _ROWS rows, else of so many evenly spread ones.
@@ -183,9 +232,16 @@ class _Problem:
         import torch
 
         rows = torch.linspace(0, len(kept) - 1, min(_ROWS, len(kept))).long()
-        dense = self.dense[rows]
+        dense = self.given.rows(rows)
         energy, lost = (float(((part @ self.moments.gram) * part).sum()) for part in (dense, kept[rows] - dense))
         return math.sqrt(max(lost, 0.0) / max(energy, 1e-30))
+
+
+def _applied(parts: Sequence[Tensor], vector: Tensor) -> Tensor:
+    """Matrices one below the other times a float64 vector, in float64, some rows at a time."""
+    import torch
+
+    return torch.cat([some.double() @ vector for part in parts for some in part.split(_AT_ONCE)])
 
 
 def _plus_ridge(matrix: Tensor, ridge: float) -> Tensor:
@@ -224,46 +280,47 @@ class _Found:
     """What a solver gives: values where the mask (rows, cols; 1.0 and 0.0) is 1, anything elsewhere."""
 
     kept: Tensor
-    mask: Tensor
+    mask: Tensor | None
+    """None: values are 0 elsewhere."""
     selection: Selection
     retained: float | None = None
 
 
-_Solve = Callable[["_Problem | None", Pattern, Method, Facts], _Found]
+_Solve = Callable[["_Problem | None", Pattern, Method, _Given], _Found]
 
 
-def _none(problem: _Problem | None, pattern: Pattern, method: Method, facts: Facts) -> _Found:
-    selection, mask, retained = _by_score(facts.weight, problem, pattern, method, facts)
-    return _Found(facts.weight, mask, selection, retained)
+def _none(problem: _Problem | None, pattern: Pattern, method: Method, given: _Given) -> _Found:
+    selection, mask, retained = _by_score(given.dense, problem, pattern, method, given.facts)
+    return _Found(given.dense, mask, selection, retained)
 
 
-def _refit(problem: _Problem | None, pattern: Pattern, method: Method, facts: Facts) -> _Found:
+def _refit(problem: _Problem | None, pattern: Pattern, method: Method, given: _Given) -> _Found:
     assert problem is not None
-    selection, mask, retained = _by_score(problem.best, problem, pattern, method, facts)
+    selection, mask, retained = _by_score(problem.best, problem, pattern, method, given.facts)
     return _Found(refit.solve(problem.target, problem.hessian, mask, problem.best), mask, selection, retained)
 
 
-def _sparsegpt(problem: _Problem | None, pattern: Pattern, method: Method, facts: Facts) -> _Found:
+def _sparsegpt(problem: _Problem | None, pattern: Pattern, method: Method, given: _Given) -> _Found:
     assert problem is not None
     columns = None
     if isinstance(pattern, Strip):
         columns = strip_columns(problem.best.square() / problem.inverse_diagonal, pattern.v, pattern.m, "l1")
         kept = sweep_strips(problem.best, problem.hessian, pattern, columns)
     elif isinstance(pattern, (NM, VNM)):
-        kept = sweep(problem.best, problem.moments.gram, problem.ridge, pattern)
+        kept = sweep(problem.best_parts, problem.moments.gram, problem.ridge, pattern)
     else:
         raise PatternError(str(misfit(pattern, method.solver)))
     selection, chosen = selection_of(pattern, kept, columns)
+    if not method.refit:
+        return _Found(kept, None, selection)
     mask = _as_float(chosen)
-    if method.refit:
-        kept = refit.solve(problem.target, problem.hessian, mask, kept)
-    return _Found(kept, mask, selection)
+    return _Found(refit.solve(problem.target, problem.hessian, mask, kept), mask, selection)
 
 
-def _alps(problem: _Problem | None, pattern: Pattern, method: Method, facts: Facts) -> _Found:
+def _alps(problem: _Problem | None, pattern: Pattern, method: Method, given: _Given) -> _Found:
     assert problem is not None
     project = Projection(pattern, "l1")  # of squares: the columns of a Euclidean projection, which ADMM asks for
-    kept = alps(problem.dense, problem.hessian, problem.target, project)
+    kept = alps(given.dense, problem.hessian, problem.target, project)
     selection, chosen = selection_of(pattern, kept, project.columns)
     return _Found(kept, _as_float(chosen), selection)
 
@@ -271,17 +328,17 @@ def _alps(problem: _Problem | None, pattern: Pattern, method: Method, facts: Fac
 _SOLVE: dict[Solver, _Solve] = {"none": _none, "refit": _refit, "sparsegpt": _sparsegpt, "alps": _alps}
 
 
-def _solved(problem: _Problem | None, pattern: Pattern, method: Method, facts: Facts) -> _Found:
+def _solved(problem: _Problem | None, pattern: Pattern, method: Method, given: _Given) -> _Found:
     """What the solver finds; for a small matrix, that of largest magnitudes with a refit where it loses less.
 
     Solvers are greedy. With few rows and groups they may be unlucky (1 in 100 of up to 24 x 64 weights, by up to 2x);
     with more, what they gain on average is far above it, and comparing would only cost time.
     """
-    found = _SOLVE[method.solver](problem, pattern, method, facts)
-    if problem is None or method.solver not in ("sparsegpt", "alps") or problem.dense.numel() > _SMALL:
+    found = _SOLVE[method.solver](problem, pattern, method, given)
+    if problem is None or method.solver not in ("sparsegpt", "alps") or found.kept.numel() > _SMALL:
         return found
     plain = dataclasses.replace(method, score="magnitude", normalise="none", columns="greedy")
-    other = dataclasses.replace(_refit(problem, pattern, plain, facts), retained=None)  # its score is not the solver's
+    other = dataclasses.replace(_refit(problem, pattern, plain, given), retained=None)  # its score is not the solver's
     return min(found, other, key=lambda result: problem.lost(result.kept))
 
 

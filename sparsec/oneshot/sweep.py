@@ -12,6 +12,7 @@ from the paper's code: a group is decided at once, by trying every set (`groups`
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sparsec import columns as column_choice
@@ -26,12 +27,12 @@ _BLOCK = 128  # columns whose feedback from earlier blocks is one product
 _FACTORED = 256  # columns of the factor that are computed at once
 
 
-def sweep(weight: Tensor, gram: Tensor, ridge: float, pattern: NM | VNM) -> Tensor:
-    """The pruned weight (rows, cols), 0 where nothing is kept. `weight`: float32, what is approximated.
+def sweep(parts: Sequence[Tensor], gram: Tensor, ridge: float, pattern: NM | VNM) -> Tensor:
+    """The pruned weight (rows, cols), 0 where nothing is kept. `parts`: float32, one below another.
 
     H is gram + ridge I. The factor takes the place of gram's upper triangle, as a second matrix of this size would be
-    the most that is held at any time; in the end gram is what it was. Raises torch.linalg.LinAlgError where H is not
-    positive definite.
+    the most that is held at any time; in the end gram is what it was. Of the weight, only a block is copied at a time.
+    Raises torch.linalg.LinAlgError where H is not positive definite.
     """
     import torch
 
@@ -44,14 +45,24 @@ def sweep(weight: Tensor, gram: Tensor, ridge: float, pattern: NM | VNM) -> Tens
     _reorder_(gram, order)
     corners = [gram[start:end, start:end].clone() for start, end in _blocks(cols)]
     gram.diagonal().add_(ridge)
+    kept = torch.empty(sum(map(len, parts)), cols)
     try:
-        kept = _sweep(weight.T.contiguous().index_select(0, order), gram, pattern)
+        blocks = _sweep(lambda start, end: _columns(parts, order[start:end]), len(kept), gram, pattern)
+        for start, end, block in blocks:
+            kept.index_copy_(1, order[start:end], block.T)
     finally:
         for (start, end), corner in zip(_blocks(cols), corners, strict=True):
             gram[start:end, start:end] = corner
             gram[:start, start:end] = gram[start:end, :start].T
         _reorder_(gram, order.argsort())
-    return kept.T.index_select(1, order.argsort())
+    return kept
+
+
+def _columns(parts: Sequence[Tensor], which: Tensor) -> Tensor:
+    """Some columns of all parts, (columns, rows)."""
+    import torch
+
+    return torch.cat([part.index_select(1, which).T for part in parts], 1)
 
 
 def _reorder_(matrix: Tensor, order: Tensor) -> None:
@@ -67,29 +78,35 @@ def _blocks(cols: int) -> list[tuple[int, int]]:
     return [(max(0, end - _FACTORED), end) for end in range(cols, 0, -_FACTORED)]
 
 
-def _sweep(weight: Tensor, hessian: Tensor, pattern: NM | VNM) -> Tensor:
-    """All is transposed here, (cols, rows): a column is one run of memory. `weight` becomes the result, `hessian` F."""
+def _sweep(
+    take: Callable[[int, int], Tensor], rows: int, hessian: Tensor, pattern: NM | VNM
+) -> Iterator[tuple[int, int, Tensor]]:
+    """For each block of columns: where it starts and ends, and what it has become. `hessian` becomes F.
+
+    All is transposed here, (cols, rows): a column is one run of memory. `take`: gives a block's columns, to be changed.
+    """
     import torch
 
     cols, m = len(hessian), pattern.m
     factor = upper_factor_(hessian)
-    error = torch.empty_like(weight)
+    error = torch.empty(cols, rows)
     block = max(m, _BLOCK // m * m)  # rule 1
     for start in range(0, cols, block):
         end = min(start + block, cols)
+        weight = take(start, end)
         unit = factor[:end, start:end] / factor.diagonal()[start:end]
-        base = torch.addmm(weight[start:end], unit[:start].T, error[:start])
+        base = torch.addmm(weight, unit[:start].T, error[:start])
         chooser = _Chooser(factor, pattern, start, end)
         for a in range(start, end, m):
             b = min(a + m, end)
-            moved, own = base[a - start : b - start], weight[a:b]
+            moved, own = base[a - start : b - start], weight[a - start : b - start]
             if a > start:
                 moved = torch.addmm(moved, unit[start:a, a - start : b - start].T, error[start:a])
             best = torch.addmm(own, chooser.undo(a), moved - own)
             kept = chooser.choose(best, a)
             torch.sub(own, kept, out=error[a:b])
             own.copy_(kept)
-    return weight
+        yield start, end, weight
 
 
 def upper_factor_(hessian: Tensor) -> Tensor:
@@ -204,6 +221,10 @@ def _undo(parts: Tensor) -> Tensor:
     return inverse
 
 
+def _slices(matrix: Tensor) -> Callable[[int, int], Tensor]:
+    return lambda start, end: matrix[start:end]
+
+
 def sweep_strips(weight: Tensor, hessian: Tensor, pattern: Strip, columns: Tensor) -> Tensor:
     """Rule 3. `columns`: (strips, groups, 4), what each strip keeps, in the form of `strips.canonical`."""
     import torch
@@ -215,5 +236,6 @@ def sweep_strips(weight: Tensor, hessian: Tensor, pattern: Strip, columns: Tenso
         part, across = weight[rows : rows + pattern.v], hessian.index_select(0, order)
         inside = across.index_select(1, order)
         target = torch.linalg.solve(inside, across @ part.T)  # the dropped columns' share, made up for
-        kept[rows : rows + pattern.v, order] = _sweep(target, inside, inner).T
+        for start, end, block in _sweep(_slices(target), len(part), inside, inner):
+            kept[rows : rows + pattern.v, order[start:end]] = block.T
     return kept

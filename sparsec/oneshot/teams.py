@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sparsec.sites import Site
 
 _PLAIN = ("linear", "conv1d_hf")
+_AT_ONCE = 1 << 18  # weights whose magnitudes are added up together
 _TOGETHER = ("sparsegpt", "alps")  # solvers that treat every row (or strip of rows) by itself
 
 
@@ -34,7 +35,8 @@ def teams_of(module: GraphModule, stop: Stop, method: Method) -> list[tuple[Site
     teams: dict[object, list[Site]] = {}
     for site in stop.sites:
         alone = stop.shared or not is_plain(site) or method.solver not in _TOGETHER
-        key = site.name if alone else (site.pattern, site.shape[2], bias_of(module, site) is None, _fits(site))
+        alike = site.pattern, site.shape[2], site.read(module).dtype, bias_of(module, site) is None, _fits(site)
+        key = site.name if alone else alike
         teams.setdefault(key, []).append(site)
     return [tuple(team) for team in teams.values()]
 
@@ -60,12 +62,9 @@ def solve_team(
     gathered: Mapping[str, Tensor],
 ) -> Iterator[tuple[Site, Entry]]:
     """Every site of a team with what it becomes. Raises SparsecError that names the first site."""
-    import torch
-
     first = team[0]
     assert first.pattern is not None
     weights = [as_stored(site.read(program.module), site.rows) for site in team]  # strips are neighbours there
-    weight = torch.cat(weights, 1) if len(team) > 1 else weights[0]
     biased = bias_of(program.module, first) is not None
     gradients = gathered.get(first.name)
     if gradients is not None:
@@ -74,7 +73,8 @@ def solve_team(
     for item in range(first.shape[0]):
         extra = None if gradients is None else gradients[item]
         try:
-            solved.append(solve(weight[item], first.pattern, method, moments.get(item), extra, biased))
+            parts = [weight[item] for weight in weights]
+            solved.append(solve(parts, first.pattern, method, moments.get(item), extra, biased))
         except SparsecError as error:
             error.args = (f"{first.name}: {error}",)
             raise
@@ -128,9 +128,12 @@ def _retained(dense: Tensor, kept: Tensor) -> float:
     """Share of the magnitude that is kept."""
     import torch
 
-    size = dense.abs().float().flatten()
-    total = float(size.sum())
-    return float(size.dot((kept != 0).view(torch.uint8).float().flatten())) / total if total else 1.0
+    total = part = 0.0
+    for size, own in zip(dense.flatten().split(_AT_ONCE), kept.flatten().split(_AT_ONCE), strict=True):
+        size = size.abs().float()
+        total += float(size.sum())
+        part += float(size.dot((own != 0).view(torch.uint8).float()))  # twice as fast as where()
+    return part / total if total else 1.0
 
 
 def _note(notes: Sequence[str]) -> str:

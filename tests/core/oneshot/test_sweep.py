@@ -35,7 +35,7 @@ def check(pattern: Pattern, kept: Tensor, columns: Tensor | None = None) -> Tens
 
 @given(nm_patterns(), ROWS, COLS, SEEDS)
 def test_every_group_keeps_n_whatever_the_tail(pattern: NM, rows: int, cols: int, seed: int) -> None:
-    mask = check(pattern, sweep(weight(rows, cols, seed), gram(cols, seed), 0.0, pattern))
+    mask = check(pattern, sweep([weight(rows, cols, seed)], gram(cols, seed), 0.0, pattern))
 
     counts = [
         min(pattern.n, cols - start) if cols - start < pattern.m else pattern.n for start in range(0, cols, pattern.m)
@@ -49,17 +49,17 @@ def test_the_gram_matrix_is_used_as_memory_and_given_back(monkeypatch: pytest.Mo
     hessian = gram(13, 0)
     hessian = hessian.tril() + hessian.tril(-1).T
     before = hessian.clone()
-    sweep(weight(5, 13, 0), hessian, 0.01, NM(2, 4))
+    sweep([weight(5, 13, 0)], hessian, 0.01, NM(2, 4))
     assert torch.equal(before, hessian)
 
     with pytest.raises(torch.linalg.LinAlgError):
-        sweep(weight(5, 13, 0), hessian, -2 * float(hessian.diagonal().max()), NM(2, 4))
+        sweep([weight(5, 13, 0)], hessian, -2 * float(hessian.diagonal().max()), NM(2, 4))
     assert torch.equal(before, hessian)
 
 
 @given(vnm_patterns(), ROWS, COLS, SEEDS)
 def test_every_block_keeps_four_columns_whatever_the_tails(pattern: VNM, rows: int, cols: int, seed: int) -> None:
-    check(pattern, sweep(weight(rows, cols, seed), gram(cols, seed), 0.0, pattern))
+    check(pattern, sweep([weight(rows, cols, seed)], gram(cols, seed), 0.0, pattern))
 
 
 @pytest.mark.parametrize("text", ["8:16", "4:12", "10:20", "1:200", "3:2:17", "3:2:24", "64:2:5", "128:2:256"])
@@ -68,7 +68,7 @@ def test_large_groups_are_ranked_and_keep_the_pattern(text: str, cols: int) -> N
     pattern = Pattern.parse(text)
     assert isinstance(pattern, (NM, VNM))
 
-    check(pattern, sweep(weight(7, cols), gram(cols), 0.0, pattern))
+    check(pattern, sweep([weight(7, cols)], gram(cols), 0.0, pattern))
 
 
 @given(strip_patterns(), ROWS, COLS, SEEDS)
@@ -95,7 +95,7 @@ def test_strips_of_independent_inputs_keep_the_largest_two_of_each_four(
 def test_independent_inputs_are_kept_by_weighted_magnitude(pattern: NM | VNM, rows: int, cols: int, seed: int) -> None:
     """With a diagonal Hessian nothing can be made up for: the largest w^2 h stay, as they are."""
     dense, sizes = weight(rows, cols, seed), weight(1, cols, seed + 1)[0].exp()
-    kept = sweep(dense, sizes.diag(), 0.0, pattern)
+    kept = sweep([dense], sizes.diag(), 0.0, pattern)
     mask = check(pattern, kept)
     score = dense.square() * sizes
     selection = pattern.project(score, "exact")
@@ -120,7 +120,7 @@ def test_the_size_of_blocks_does_not_matter(
     found = []
     for size in sizes:
         monkeypatch.setattr(module, name, size)
-        found.append(sweep(dense, hessian, 0.0, pattern))
+        found.append(sweep([dense], hessian, 0.0, pattern))
 
     for kept in found:
         assert torch.equal(found[0] != 0, kept != 0)
@@ -133,14 +133,14 @@ def test_the_ridge_stands_on_the_diagonal_and_what_is_given_stays(
 ) -> None:
     dense, matrix = weight(rows, cols, seed), gram(cols, seed)
     given_weight, given_gram = dense.clone(), matrix.clone()
-    kept = sweep(dense, matrix, ridge, pattern)
+    kept = sweep([dense], matrix, ridge, pattern)
 
     assert torch.equal(given_weight, dense)
     assert torch.equal(given_gram, matrix)
     # Groups are ordered by their energy without the ridge: it adds the same to all but the tail, which is last.
     damped = matrix + ridge * torch.eye(cols)
     error = loss(dense, kept, damped)
-    assert pytest.approx(loss(dense, sweep(dense, damped, 0.0, pattern), damped), rel=FP32) == error
+    assert pytest.approx(loss(dense, sweep([dense], damped, 0.0, pattern), damped), rel=FP32) == error
 
 
 @given(st.integers(1, 70), st.integers(1, 80), SEEDS)
@@ -165,8 +165,8 @@ def test_a_matrix_that_is_not_positive_definite_is_an_error(text: str, cols: int
     matrix[0, 1] = matrix[1, 0] = 2.0
 
     with pytest.raises(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
-        sweep(weight(3, cols), matrix, 0.01, pattern)
-    assert torch.isfinite(sweep(weight(3, cols), matrix, 1.5, pattern)).all()
+        sweep([weight(3, cols)], matrix, 0.01, pattern)
+    assert torch.isfinite(sweep([weight(3, cols)], matrix, 1.5, pattern)).all()
 
 
 @given(st.integers(2, 6), st.integers(1, 5), SEEDS)
@@ -176,7 +176,7 @@ def test_one_group_is_solved_exactly(m: int, rows: int, seed: int) -> None:
     from core.oneshot.problems import least_squares
 
     dense, hessian = weight(rows, m, seed), gram(m, seed)
-    kept = sweep(dense, hessian, 0.0, NM(1 + m // 3, m))
+    kept = sweep([dense], hessian, 0.0, NM(1 + m // 3, m))
     sets = sets_of(m, 1 + m // 3)
     assert sets is not None
     for row in range(rows):
