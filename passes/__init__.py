@@ -22,6 +22,7 @@ TABLE = {
     "mask-training": "sparsec.passes.mask_training:MaskTraining",
     "dcil": "sparsec.passes.dcil:Dcil",
     "three-stage-lora": "sparsec.passes.three_stage_lora:ThreeStageLora",
+    "adopt": "sparsec.passes.adopt:Adopt",
     "merge-adapter": "sparsec.passes.merge_adapter:MergeAdapter",
     "freeze": "sparsec.passes.freeze:Freeze",
     "lower": "sparsec.passes.lower:Lower",

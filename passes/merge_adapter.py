@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from sparsec import _fx
 from sparsec.errors import RecipeError
 from sparsec.pipeline import Context, Equivalence, Note, Pass, PassResult
 from sparsec.program import Program
@@ -17,7 +18,8 @@ from sparsec.training import adapters
 class MergeAdapter(Pass):
     """Make every weight that an adapter changes W + scale B A, without training; where it is pruned it stays zero.
 
-    1. `adapter` is a folder that peft's `save_pretrained` wrote: a plain LoRA of modules of this model and no more.
+    1. `adapter` is a folder that peft's `save_pretrained` wrote: a plain LoRA of modules of this model. Modules that
+       were trained whole beside it, such as a head, take the place of the model's.
     2. A site with a selection keeps exactly what that keeps; one without is dense before and after. So a model that was
        pruned elsewhere needs its masks first, which are those of its zeros: mask | merge-adapter{adapter=F} | freeze.
     3. It goes before permute: an adapter knows the channels of the model that it was trained on.
@@ -37,10 +39,15 @@ class MergeAdapter(Pass):
                 f"pass merge-adapter: {self.adapter} is merged already; leave out the second merge-adapter"
             )
         changed, notes = list[str](), list[Note]()
+        adapter = adapters.read(self.adapter)
         with torch.no_grad():
-            for site, weight in adapters.merged(program, adapters.read(self.adapter)):
+            whole = adapters.replaced(program, adapter)
+            for site, weight in adapters.merged(program, adapter):
                 site.write(program.module, weight)
                 changed.append(site.name)
                 if site.selection is None:
                     notes.append(Note(site.name, "it has no mask, so all of its weights changed"))
-        return PassResult(program, tuple(notes), {"merged": len(changed), "sites": changed})
+        for name, tensor in whole.items():
+            _fx.set_tensor(program.module, name, torch.nn.Parameter(tensor, requires_grad=False))
+        data = {"merged": len(changed), "sites": changed} | ({"replaced": sorted(whole)} if whole else {})
+        return PassResult(program, tuple(notes), data)

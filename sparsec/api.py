@@ -76,6 +76,7 @@ def compile(
     label_column: str = "",
     bias: Literal["", "columns", "overlap"] = "",
     task: Task = "",
+    weights: str = "",
     resources: Mapping[str, Any] | None = None,
     options: Options | None = None,
 ) -> Artifact:
@@ -87,7 +88,7 @@ def compile(
     `values`: how sparse weights are stored; bf16 and int8 are smaller and faster, and rounded. `dtype`: what a Hugging
     Face model that is named by text is loaded in. `calibration`: for passes that look at activations, DATA text as on
     the command line (then the three options after it count), or input dicts, whose content the recipe names by hash.
-    `train`, `evaluation`: DATA text with labels, to train on and to judge by; `task`, `bias`: as --task and --bias.
+    `train`, `evaluation`: DATA text with labels, to train on and to judge by. `task`, `bias`, `weights`: as --task etc.
     `resources`: objects that options of passes name, such as the batches `train` of a training pass (docs/training.md).
     Raises a SparsecError whose text says what was found, expected and to do; `out` is then untouched.
     """
@@ -98,7 +99,7 @@ def compile(
     backends = backends if backends is not None else (ONNX_BACKEND,) if is_onnx(name) else ("kernel",)
     given = None if calibration is None or isinstance(calibration, str) else data.given(calibration)
     fields: dict[str, Any] = {"model": name, "targets": goals, "include": include, "passes": passes}
-    fields |= {"backends": backends, "values": values, "dtype": dtype, "seed": seed}
+    fields |= {"backends": backends, "values": values, "dtype": dtype, "seed": seed, "weights": weights}
     fields |= {"calib": f"{GIVEN}{given.sha256}" if given else calibration or "", "text_columns": text_columns}
     fields |= {"num_calibration_samples": num_calibration_samples, "max_seq_length": max_seq_length}
     fields |= {"train": train, "eval": evaluation, "label_column": label_column, "task": task, "bias": bias}
@@ -130,7 +131,7 @@ def compile_recipe(
     check_request(recipe, out, options.force)
     work = tasks.prepare(recipe, resources or {}, hub_location(recipe.model))
     options.progress("tracing", 0, _STAGES)
-    loaded = load_model(recipe.model, recipe.seed, options.trust, recipe.dtype, work.head)
+    loaded = load_model(recipe.model, recipe.seed, options.trust, recipe.dtype, work.head, recipe.weights)
     tools = dataclasses.replace(loaded.tools, given=calibration, resources=resources or {})
     loaded = dataclasses.replace(loaded, tools=tools)
     return _compile(loaded, work, out, options)
@@ -144,7 +145,7 @@ def _compile_file(
     resources: Mapping[str, Any] | None,
 ) -> Artifact:
     given: dict[str, Any] = {"calibration data": calibration, "resources": resources}
-    given |= {"--resume": options.resume, "--trust": options.trust}
+    given |= {"--resume": options.resume, "--trust": options.trust, "--weights": recipe.weights}
     if wrong := [option for option, value in given.items() if value]:
         raise UsageError(
             f"{recipe.model}: {wrong[0]} has no meaning for an .onnx file, which is pruned by magnitude in one go; "
@@ -216,11 +217,7 @@ def _compile_in(
             manifest["backends"][one.name] = entry
             for verdict in emitted.verdicts or one.plan(program, recipe.values, tokens):
                 site = next(s for s in manifest["sites"] if s["name"] == verdict.site)
-                site["verdicts"][one.name] = {
-                    "sparse": verdict.sparse,
-                    "kernel": verdict.kernel,
-                    "reason": verdict.reason,
-                }
+                site["verdicts"][one.name] = {key: getattr(verdict, key) for key in ("sparse", "kernel", "reason")}
         check = CheckData(program.inputs, _run(program, program.inputs))
         store.save_tensors(folder / CHECK_FILE, check.tensors())
         if recipe.values != "fp32":
@@ -236,6 +233,8 @@ def _compile_in(
         manifest = store.seal(folder, FORMAT, manifest)
         store.read(folder, FORMAT)
         (folder / "README.md").write_text(card(manifest))
+        for one in backends:
+            one.finish(folder, manifest)
     options.progress("done", _STAGES, _STAGES)
     return Artifact.open(out).manifest
 

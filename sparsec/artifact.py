@@ -52,9 +52,9 @@ class Artifact:
         """The same weights unpacked and run densely: what the kernels are measured against."""
         return self._backend("kernel").load_dense(self.root, self.manifest)
 
-    def parts(self) -> Parts:
+    def parts(self, device: str = "cpu") -> Parts:
         """Its tensors and kernels by the names of the model it was compiled from; `attach` puts them there."""
-        return self._backend("kernel").parts(self.root, self.manifest)
+        return self._backend("kernel").parts(self.root, self.manifest, device)
 
     def _backend(self, backend: str) -> Backend:
         name = backend or self.backends[0]

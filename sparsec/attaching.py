@@ -23,7 +23,7 @@ from sparsec import store
 from sparsec.artifact import Artifact
 from sparsec.backend import CHECK_FILE, CheckData, Parts, compare
 from sparsec.errors import UsageError
-from sparsec.pipeline import relative_difference
+from sparsec.pipeline import CLOSE_IN, relative_difference
 from sparsec.tracing import outputs_by_name
 
 if TYPE_CHECKING:
@@ -81,15 +81,17 @@ class Attached:
 def attach(model: nn.Module, path: str | Path, originals: Literal["keep", "drop"] = "keep") -> Attached:
     """Put an artifact's kernels and weights into the model it was compiled from, in place. Returns what runs how.
 
-    The model must be float32, on the CPU and in eval mode. `originals`: `keep` holds the replaced weights in memory, so
-    that `detach` can restore them; `drop` frees them. Raises UsageError when model and artifact do not belong together,
-    ArtifactError when the artifact is damaged; the model is then unchanged.
+    The model must be in eval mode and in the artifact's types: on the CPU, whose kernels run float32, or whole on one
+    CUDA GPU, whose kernels run bf16 and fp16; there, layers that are predicted slower sparse run dense. `originals`:
+    `keep` holds the replaced weights in memory, so that `detach` can restore them; `drop` frees them. Raises UsageError
+    when model and artifact do not belong together, ArtifactError when the artifact is damaged; the model is then
+    unchanged.
     """
     if originals not in ("keep", "drop"):
         raise UsageError(f"originals={originals!r} is not known; expected keep or drop")
     artifact = Artifact.open(path)
-    _check_model(model)
-    parts = artifact.parts()
+    device = _check_model(model)
+    parts = artifact.parts(device)
     names = _match(model, parts, artifact)
     attached = Attached(str(path))
     try:
@@ -117,14 +119,22 @@ def detach(model: nn.Module) -> None:
     delattr(model, _MARK)
 
 
-def _check_model(model: nn.Module) -> None:
+def _check_model(model: nn.Module) -> str:
+    """The device that the model is on."""
     if attached := getattr(model, _MARK, None):
         raise UsageError(f"{attached.path} is attached to this model already; call sparsec.detach(model) first")
     if model.training:
         raise UsageError("the model is in train mode and an artifact is for inference; call model.eval() first")
+    where: dict[str, str] = {}
     for name, tensor in _tensors(model):
-        if tensor.device.type != "cpu":
-            raise UsageError(f"{name} is on {tensor.device}, the kernels run on the CPU; load the model there")
+        where.setdefault(str(tensor.device), name)
+    if len(where) > 1:
+        (one, first), (other, second) = list(where.items())[:2]
+        raise UsageError(f"{first} is on {one} and {second} on {other}; load the whole model on one device")
+    for device, name in where.items():
+        if device.partition(":")[0] not in ("cpu", "cuda"):
+            raise UsageError(f"{name} is on {device}, the kernels run on the CPU or a CUDA GPU; load the model there")
+    return next(iter(where), "cpu")
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -159,11 +169,9 @@ def _match(model: nn.Module, parts: Parts, artifact: Artifact) -> dict[str, list
 
 
 def _check_like(model: nn.Module, parts: Parts, artifact: Artifact, name: str, tensor: Tensor) -> None:
-    import torch
-
     layer = name in parts.layers
     shape = parts.views[name].parameter if layer else tuple(parts.tensors[name].shape)
-    dtype = torch.float32 if layer else parts.tensors[name].dtype
+    dtype = parts.dtypes[name] if layer else parts.tensors[name].dtype
     if shape != tuple(tensor.shape):
         raise _foreign(
             model, artifact, f"{name} has shape {shape} in the artifact and {tuple(tensor.shape)} in the model"
@@ -245,10 +253,14 @@ def _no_product(owner: nn.Module, leaf: str, view: WeightView) -> str | None:
     if owner._forward_hooks or owner._forward_pre_hooks:
         return f"the {kind} has forward hooks, which a kernel would not run"
     x = torch.randn(1, 2, view.shape[2], generator=torch.Generator().manual_seed(0))
+    weight = owner._parameters[leaf]
+    assert weight is not None
+    x = x.to(weight)  # its dtype and device
+    allowed = CLOSE_IN.get(str(x.dtype).removeprefix("torch."), _LINEAR_TOLERANCE)
     try:
         with torch.no_grad():
-            expected = torch.nn.functional.linear(x, view.to_matrices(owner.weight)[0], owner._parameters.get("bias"))  # type: ignore[arg-type]
-            same = relative_difference(owner(x), expected) <= _LINEAR_TOLERANCE
+            expected = torch.nn.functional.linear(x, view.to_matrices(weight)[0], owner._parameters.get("bias"))
+            same = relative_difference(owner(x), expected) <= allowed
     except Exception:  # whatever a module raises that wants other inputs
         same = False
     return None if same else f"{kind} computes more than a product"
@@ -274,7 +286,9 @@ def _prove(model: nn.Module, artifact: Artifact) -> None:
     check = CheckData.from_tensors(store.load_tensors(artifact.root / CHECK_FILE))
     try:
         with torch.no_grad():
-            found = outputs_by_name(model(**check.inputs), [])
+            device = next((tensor.device for _, tensor in _tensors(model)), torch.device("cpu"))
+            found = outputs_by_name(model(**{name: value.to(device) for name, value in check.inputs.items()}), [])
+            found = {name: value.cpu() for name, value in found.items()}
     except Exception as error:  # whatever another model's code raises
         reason = (str(error).splitlines() or [""])[0]
         raise _foreign(model, artifact, f"it fails on the stored inputs ({type(error).__name__}: {reason})") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,10 +13,12 @@ from sparsec.layout import Values
 from sparsec.pipeline import CLOSE_IN, Progress, no_progress
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from sparsec.cost import Basis, TokenRange
     from sparsec.pattern import Pattern
+    from sparsec.profiling import Profile
     from sparsec.program import Program
     from sparsec.view import WeightView
 
@@ -69,6 +71,8 @@ class Parts:
     """For each weight with a kernel: bias or None -> a layer (module) with `unpacked()` and a count of `reads`."""
     views: dict[str, WeightView] = field(default_factory=dict)
     """How the model holds the weights in `layers`."""
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    """What the weights in `layers` compute in."""
     dense: dict[str, str] = field(default_factory=dict)
     """Why a sparse weight is among the tensors."""
 
@@ -129,6 +133,10 @@ class Backend(ABC):
         """Like `load`, on a device that the caller names; only the kernel backend lets him choose."""
         raise UsageError(f"backend {self.name} chooses its device itself: leave device out, or load backend kernel")
 
+    def finish(self, folder: Path, manifest: dict[str, Any]) -> None:
+        """Write what people read beside the backend's files, once all is known and sealed: nothing of it is hashed."""
+        return None
+
     def findings(self, folder: Path, manifest: dict[str, Any]) -> list[str]:
         """What was found out about the artifact after it was compiled, a line each."""
         return []
@@ -166,12 +174,30 @@ class Backend(ABC):
         """Like `cost`, but measured now on weights of this very shape: by token count, then by pattern."""
         raise UsageError(f"backend {self.name} cannot measure layers; ask for --backend kernel")
 
+    def calibrate_device(self, device: str, progress: Progress = no_progress) -> dict[str, Any]:
+        """Measure a device of this machine, anew; plain data about it. Raises UsageError where there is none."""
+        raise UsageError(f"backend {self.name} measures no devices; ask for --backend kernel")
+
+    def on(self, device: str) -> Backend:
+        """This backend as it would predict for a device that need not be here, such as `h200`."""
+        raise UsageError(f"backend {self.name} predicts for this machine only: leave --device out")
+
+    def runs_on(self) -> str:
+        """What its predictions are for, in words."""
+        return "this machine"
+
+    def profile(self, program: Program, without: Collection[str], inputs: dict[str, Tensor], tokens: int) -> Profile:
+        """Where the time of the dense program goes there; see `profiling.profile`."""
+        from sparsec.profiling import profile
+
+        return profile(program, without, inputs, tokens)
+
     def absorbed(self, program: Program) -> dict[str, str]:
         """The nodes that go away when sites run sparse, because their kernels do them too: node -> site."""
         return {}
 
-    def parts(self, folder: Path, manifest: dict[str, Any]) -> Parts:
-        """What `attach` puts into a model; only the kernel backend has it."""
+    def parts(self, folder: Path, manifest: dict[str, Any], device: str = "cpu") -> Parts:
+        """What `attach` puts into a model on a device; only the kernel backend has it."""
         raise UsageError(f"backend {self.name} has no layers to attach to a model; compile with --backend kernel")
 
 

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from sparsec.layout import Values
 
 Basis = Literal["measured", "model"]
-"""What a prediction rests on: a table that was measured on this machine, or a formula."""
+"""What a prediction rests on: measurements on the machine it is for, or a formula with assumed constants."""
 DENSE = Dense()
+UNDECLARED = "1-512"  # tokens that layers are taken to see where a decision needs a range and none was declared
 MOST_TOKENS = 4096  # break-even is looked for up to here
 
 
@@ -74,7 +75,7 @@ def break_even(
     return max((n for n in counts if factor * speed(cost, shape, pattern, (n,), values) >= 1), default=0)
 
 
-def slow(speed: float, tokens: TokenRange, basis: Basis) -> str:
+def slow(speed: float, tokens: TokenRange, basis: Basis, where: str = "this machine") -> str:
     """Why a layer is not to run sparse, in words."""
     source = "measured kernels" if basis == "measured" else "a model, not measured"
-    return f"predicted {speed:.2f}x at {tokens} tokens on this machine ({source})"
+    return f"predicted {speed:.2f}x at {tokens} tokens on {where} ({source})"

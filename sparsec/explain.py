@@ -21,7 +21,7 @@ from sparsec.layout import Values, table_bytes
 from sparsec.pattern import Pattern
 from sparsec.pipeline import Progress, no_progress
 from sparsec.prediction import Prediction, Seconds, Survey, predict
-from sparsec.profiling import Profile, profile
+from sparsec.profiling import Profile
 from sparsec.program import Program
 from sparsec.sites import Site
 
@@ -83,6 +83,7 @@ def explain(
         bool(wanted) and all(backend.cost_basis(pattern, values) == "measured" for pattern in wanted)
     )
     return {
+        "device": backend.runs_on(),
         "threads": torch.get_num_threads(),
         "kernels": backend.instruction_set(),
         "basis": "measured" if is_measured else "model",
@@ -121,7 +122,7 @@ def survey(
     profiles = []
     for done, case in enumerate(cases := benchmark.cases_of_tokens(program.inputs, shapes, tokens)):
         progress("profiling", done, len(cases))
-        profiles.append(profile(program, left_out, case.inputs, case.tokens))
+        profiles.append(backend.profile(program, left_out, case.inputs, case.tokens))
     return Survey(tuple(profiles), sites, absorbed)
 
 

@@ -12,6 +12,8 @@ from sparsec import registry, store
 from sparsec.artifact import Artifact
 from sparsec.backend import Check
 from sparsec.errors import UsageError
+from sparsec.migrating.decoding import decoded
+from sparsec.migrating.stored import PICKLED, opened
 from sparsec.onnxfile.opened import OnnxFile
 from sparsec.onnxfile.weights import Weight, survey, weights_of
 from sparsec.pattern import Pattern
@@ -51,19 +53,23 @@ class Found:
 
 
 def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """All 2-D floating-point weights of a Hugging Face folder, a .safetensors or an .onnx file, by name."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    """All 2-D floating-point weights of a Hugging Face folder, an .onnx, .safetensors or state dict's file, by name.
+
+    Weights that another tool compressed or masked are given as its model computes with them.
+    """
     if not path.exists():
         raise UsageError(f"{path} does not exist; expected an artifact, a program, a model folder, or a weights file")
-    if not files or files[0].suffix not in (".safetensors", ".onnx"):
-        raise UsageError(f"{path}: expected an artifact, a program, a model folder, a .safetensors or an .onnx file")
     if path.suffix == ".onnx":
         yield from ((weight.name, values) for weight, values in weights_of(path))
         return
-    for file in files:
-        for name, tensor in store.load_tensors(file).items():
-            if tensor.dim() == 2 and tensor.is_floating_point():
-                yield name, tensor
+    if not any(path.glob("*.safetensors")) if path.is_dir() else path.suffix not in (".safetensors", *PICKLED):
+        raise UsageError(
+            f"{path}: expected an artifact, a program, a model folder with .safetensors, or a file of the kinds "
+            f".safetensors, .onnx, {', '.join(PICKLED)}"
+        )
+    for name, tensor in decoded(opened(path)):
+        if tensor.dim() == 2 and tensor.is_floating_point():
+            yield name, tensor
 
 
 def look(name: str, weight: Tensor) -> Found:

@@ -25,16 +25,18 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_model(
-    spec: str, seed: int = 0, trust: bool = False, dtype: Dtype = "fp32", head: Head | None = None
+    spec: str, seed: int = 0, trust: bool = False, dtype: Dtype = "fp32", head: Head | None = None, weights: str = ""
 ) -> Loaded:
     """Load and trace the model that `spec` names. Raises UsageError when there is none, TraceError when it fails.
 
     `dtype`: what Hugging Face models are loaded in; transformers leaves weights that are stored so in the mapped files.
     Everything else comes in the types that it has. `head`: the head that a Hugging Face model is to have; any other
-    model has its own.
+    model has its own. `weights`: a file whose weights take the place of a Hugging Face model's.
     """
     if location := hub_location(spec):
-        return from_hub(location, spec, seed, dtype, head)
+        return from_hub(location, spec, seed, dtype, head, weights)
+    if weights:
+        raise UsageError(f"--weights {weights} is for a Hugging Face MODEL; {spec} comes with its own weights")
     path = Path(spec)
     if path.suffix == ".onnx":
         raise UsageError(
@@ -54,6 +56,11 @@ def hub_location(spec: str) -> str | None:
     if path.suffix in (".onnx", ".pt2") or (path / store.MANIFEST).is_file():
         return None
     if path.is_dir():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise UsageError(
+                f"{spec} is an adapter that peft wrote, not a model; name the model that it was trained on as MODEL "
+                f"and merge it: --passes 'merge-adapter{{adapter={spec}}} | oneshot'"
+            )
         if not (path / "config.json").is_file():
             raise UsageError(f"{spec} has no config.json; expected a folder that transformers' save_pretrained wrote")
         return spec

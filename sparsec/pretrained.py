@@ -15,6 +15,7 @@ from sparsec.errors import TraceError, UsageError
 from sparsec.example_inputs import example, sizes
 from sparsec.heads import Head
 from sparsec.loaded import Loaded, with_random_samples
+from sparsec.migrating import folders
 from sparsec.recipe import DTYPES, Dtype
 from sparsec.tracing import trace
 
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger("sparsec")
+_DATA = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")  # of a hub's folder: no code, no pickles
 
 
-def from_hub(location: str, name: str, seed: int, dtype: Dtype, head: Head | None) -> Loaded:
+def from_hub(location: str, name: str, seed: int, dtype: Dtype, head: Head | None, weights: str = "") -> Loaded:
     """Load and trace what lies in a folder, or on a hub; `name`: what it is called. See `models.load_model`."""
-    model, new = _pretrained(location, name, DTYPES[dtype], head, seed)
+    given, location = location, readable(location, weights)
+    model, new = _pretrained(location, name, DTYPES[dtype], head, seed, weights or (name if location != given else ""))
     tokenizer = _tokenizer(location, int(getattr(model.config, "vocab_size", 0) or 0))
     config: Any = model.config
     inputs = example(model, tokenizer, location, seed)
@@ -49,6 +52,18 @@ def from_hub(location: str, name: str, seed: int, dtype: Dtype, head: Head | Non
         encoded = text.batches(tokenizer, list(inputs), count=8, length=min(64, longest or 64))
         return Loaded(program, encoded, "8 docstrings of the Python standard library, 64 tokens each", tools, new)
     return replace(with_random_samples(program, seed), tools=tools, head=new)
+
+
+def readable(location: str, weights: str) -> str:
+    """What transformers can read: the location, or a plain folder made of weights that another tool wrote."""
+    folder = Path(location)
+    if not folder.is_dir():
+        if not weights and not folders.is_compressed(read_config(location).to_dict()):
+            return location
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(location, allow_patterns=list(_DATA)))
+    return str(folders.plain(folder, Path(weights) if weights else None))
 
 
 def _longest(model: nn.Module, config: Any) -> int | None:
@@ -81,8 +96,10 @@ def read_config(location: str) -> Any:
         ) from error
 
 
-def _pretrained(location: str, known_as: str, dtype: str, head: Head | None, seed: int) -> tuple[nn.Module, str]:
-    """The model, and what of its head is new."""
+def _pretrained(
+    location: str, known_as: str, dtype: str, head: Head | None, seed: int, others: str = ""
+) -> tuple[nn.Module, str]:
+    """The model, and what of its head is new. `others`: where weights come from that another tool wrote."""
     import torch
     import transformers
     from safetensors import SafetensorError
@@ -105,6 +122,13 @@ def _pretrained(location: str, known_as: str, dtype: str, head: Head | None, see
             model, info = cls.from_pretrained(location, **options, ignore_mismatched_sizes=bool(head and head.asked))
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise UsageError(f"{location}: the weights cannot be loaded: {str(error).splitlines()[0]}") from error
+    own = "" if head is None else f"{model.base_model_prefix}."  # what a new head lacks is new
+    if others and (absent := sorted(key for key in info["missing_keys"] if key.startswith(own))):
+        unknown = ", ".join(sorted(info["unexpected_keys"])[:3])
+        raise UsageError(
+            f"{others}: {len(absent)} of the model's weights are not in it, the first is {absent[0]}"
+            f"{f'; it holds {unknown}' if unknown else ''}: expected the weights of a {name}"
+        )
     if head is None:
         return model, ""
     heads.settle(model)

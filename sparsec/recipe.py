@@ -20,6 +20,7 @@ from sparsec.cost import TokenRange
 from sparsec.data import LENGTH, SAMPLES, Request
 from sparsec.errors import PatternError, RecipeError, UsageError
 from sparsec.layout import Values
+from sparsec.migrating.recipes import is_foreign, read_foreign
 from sparsec.pattern import Pattern
 from sparsec.pipeline import Pass
 from sparsec.registry import backend, backend_class, pass_class, passes
@@ -50,6 +51,8 @@ class Recipe(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     model: str
+    weights: str = ""
+    """A file, safetensors or a state dict that torch.save wrote, whose weights take the place of the model's."""
     targets: dict[str, str]
     """Selector -> pattern or `ignore`, in order; later ones win (see SiteTable.with_targets)."""
     include: tuple[str, ...] = ()
@@ -120,12 +123,17 @@ class Recipe(pydantic.BaseModel):
         return Request(self.calib, self.num_calibration_samples, self.max_seq_length, self.text_columns, self.seed)
 
     @staticmethod
-    def read(path: Path) -> Recipe:
-        """Read a recipe file, or the recipe in an artifact's manifest.json. Raises RecipeError with key and reason."""
+    def read(path: Path, model: str | None = None) -> Recipe:
+        """Read a recipe file, or the recipe in an artifact's manifest.json. Raises RecipeError with key and reason.
+
+        A recipe of llm-compressor or SparseML is turned into one of ours, which is logged. `model`: in place of the
+        file's; theirs name none.
+        """
         import yaml
 
         try:
-            data = yaml.load(path.read_text(), strict_loader())  # a SafeLoader
+            text = path.read_text()
+            data = read_foreign(text, path) if is_foreign(text) else yaml.load(text, strict_loader())  # a SafeLoader
         except OSError as error:
             raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
         except RecipeError as error:
@@ -134,6 +142,8 @@ class Recipe(pydantic.BaseModel):
             raise RecipeError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
         if isinstance(data, dict) and "recipe" in data:
             data = data["recipe"]
+        if model and isinstance(data, dict):
+            data = {**data, "model": model}
         return Recipe.from_data(data, str(path))
 
     @staticmethod

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.backend import Backend
-from sparsec.cost import TokenRange
+from sparsec.cost import UNDECLARED, TokenRange
 from sparsec.errors import UsageError
 from sparsec.pipeline import PassReport, Progress
 from sparsec.program import Program
 from sparsec.recipe import PERMUTE, WITH_DATA, WITHOUT_DATA, Recipe, parse_passes
-
-_TOKENS = "1-512"  # what --drop-slow looks at where no range was declared
 
 
 def calibrate(backends: Sequence[Backend], program: Program, recipe: Recipe, progress: Progress) -> None:
@@ -25,7 +23,7 @@ def drop_slow(program: Program, recipe: Recipe, backend: Backend, progress: Prog
     """Leave sites dense that would not run faster sparse, with the reason; the recipe then says so by name."""
     if not program.sites.sparse:
         raise UsageError("--drop-slow must know the patterns before any pass runs: give --pattern or --layer")
-    tokens = TokenRange.parse(recipe.tokens or _TOKENS)
+    tokens = TokenRange.parse(recipe.tokens or UNDECLARED)
     calibrate([backend], program, recipe, progress)
     slow = {v.site: v.reason for v in backend.plan(program, recipe.values, tokens) if not v.sparse}
     if len(slow) == len(program.sites.sparse):

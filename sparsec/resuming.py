@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from sparsec import graph
 from sparsec.errors import SparsecError, UsageError
+from sparsec.migrating.folders import source_of
 from sparsec.version import __version__
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def key_of(program: Program, recipe: dict[str, Any], others: Sequence[str] = ())
     import numpy
     import torch
 
-    files = files_of([recipe, program.origin.get("folder", ""), *others])
+    files = files_of([recipe, source_of(program.origin.get("folder", "")), *others])
     key = {"recipe": recipe, "files": files, "threads": torch.get_num_threads()}
     key |= {"sparsec": __version__, "torch": torch.__version__, "numpy": numpy.__version__}
     key |= {"processor": torch.backends.cpu.get_cpu_capability(), "processes": _processes()}

@@ -52,9 +52,11 @@ def recipe_of(
     training: Training | None = None,
     permute: str | None = None,
     bias: str | None = None,
+    weights: str | None = None,
 ) -> Recipe:
     """The recipe that the options say: a file's, changed by what else was given."""
-    data: dict[str, Any] = Recipe.read(recipe).model_dump() if recipe else {"targets": {}, "passes": DEFAULT_PASSES}
+    none = {"targets": {}, "passes": DEFAULT_PASSES}
+    data: dict[str, Any] = Recipe.read(recipe, model).model_dump() if recipe else none
     targets = targets_of(pattern, layer, ignore)
     if passes and (score or columns or solver):
         raise UsageError(
@@ -75,6 +77,7 @@ def recipe_of(
     changes |= {"calib": calib, "num_calibration_samples": num_calibration_samples, "max_seq_length": max_seq_length}
     changes |= {"text_columns": text_columns.split(",") if text_columns else None}
     changes |= {"train": train, "eval": evaluation, "label_column": label_column, "task": task, "bias": bias}
+    changes |= {"weights": weights}
     data |= {key: value for key, value in changes.items() if value is not None}
     if training.method and not data.get("train") and "data" not in name_and_options(training.method, "method")[1]:
         raise UsageError(
@@ -101,7 +104,7 @@ def recipe_of(
         data["include"] = ["pooler"]
     if "model" not in data:
         raise UsageError("compile needs a MODEL: a Hugging Face folder or hub id, module:function, or demo:minilm")
-    if not data["targets"] and not re.search("pattern=|choose-vm", data["passes"]):
+    if not data["targets"] and not re.search("pattern=|choose-vm|adopt", data["passes"]):
         raise UsageError(
             "compile needs a pattern: --pattern 64:2:5, --layer 're:fc1=2:4', --target-speedup 1.5, or a --recipe"
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -68,6 +70,12 @@ def manifest(data: dict[str, Any], folder_bytes: int) -> None:
         out.print(f"[green]proven[/] {check['name']}: {check['detail']}")
     if "speed" in data:
         out.print(speed_table(data["speed"], "kernel"))
+
+
+def wrote(folder: Path) -> None:
+    """The last lines of a compile: where the artifact is, and what to do next."""
+    out.print(f"[bold]Wrote {escape(str(folder))}[/]")
+    out.print(f"Look at it: sparsec report {escape(shlex.quote(str(folder)))}", soft_wrap=True)
 
 
 def _trained(training: dict[str, Any]) -> str:

@@ -38,6 +38,37 @@ def show(result: Mapping[str, Any]) -> None:
         out.print(f"[yellow]Caution[/]: {caution}")
 
 
+def ceilings(found: Mapping[str, Any]) -> None:
+    """What a GPU can do at most, and how near its kernels come."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column(f"{found['gpu']}, {found['basis']}")
+    table.add_column("", justify="right")
+    for key, words in _FLOPS.items():
+        if found[key]:  # else not known
+            table.add_row(words, f"{found[key] / 1e12:.0f} Tflop/s")
+    for key, words in _BYTES.items():
+        table.add_row(words, f"{found[key] / 1e12:.2f} TB/s")
+    for m, rate in found["gather_bytes"].items():
+        table.add_row(f"shared memory, lines 4 of {m}", f"{rate / 1e12:.1f} TB/s")
+    table.add_row("smallest kernel in a CUDA graph", f"{found['launch_seconds'] * 1e6:.1f} us")
+    for kernel, share in found["reached"].items():
+        table.add_row(f"share of the roofline, {kernel}", f"{share:.2f}")
+    out.print(table)
+
+
+_FLOPS = {
+    "dense_flops": "dense product",
+    "sparse_flops": "sparse tensor cores, as gathered",
+    "mma_flops": "the same instruction, not sparse",
+    "two_of_four_flops": "2:4 of torch, as dense",
+}
+_BYTES = {
+    "two_of_four_bytes": "2:4 of torch, from memory",
+    "l2_bytes": "L2 cache",
+    "memory_bytes": "memory",
+}
+
+
 def _table(rows: Sequence[Row], what: Sequence[str]) -> Table:
     names = [name for name in rows[0]["seconds"] if name != OURS]
     table = Table(box=None, header_style="bold", pad_edge=False)

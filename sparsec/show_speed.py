@@ -26,7 +26,8 @@ def explanation(data: Mapping[str, Any], all_sites: bool) -> None:
     show.out.print(_whole(data, tokens, names))
     show.out.print(escape(data["words"]))
     if data["basis"] == "model":
-        show.out.print("[bold]model[/]: kernels were not measured here, these figures are a formula's")
+        place = "here" if _here(data) else f"on {escape(data['device'])}"
+        show.out.print(f"[bold]model[/]: kernels were not measured {place}, these figures are a formula's")
 
 
 def _sites(data: Mapping[str, Any], tokens: Sequence[int], names: Sequence[str], all_sites: bool) -> Table:
@@ -39,7 +40,7 @@ def _sites(data: Mapping[str, Any], tokens: Sequence[int], names: Sequence[str],
         cells = [_cell([site["variants"][variant] for site in group], tokens) for variant in names]
         table.add_row(escape(name), str(len(group)), shape, *cells)
     table.caption = (
-        f"times faster than dense at {counts} tokens ({data['basis']}, {data['threads']} threads); "
+        f"times faster than dense at {counts} tokens ({_basis(data)}); "
         "to n: still faster at n tokens, not at twice as many; bytes of dense below the pattern"
     )
     return table
@@ -102,8 +103,18 @@ def _whole(data: Mapping[str, Any], tokens: Sequence[int], names: Sequence[str])
         cells = [f"{rows[name]['speed']:.2f}x ({1e3 * rows[name]['sparse_seconds']:.2f} ms)" for name in names]
         share = min(row["rest_share"] for row in rows.values())
         table.add_row(str(count), f"{1e3 * dense['dense_seconds']:.2f}", *cells, f"{100 * share:.0f} %")
-    table.caption = "whole model, predicted: times faster than the dense graph on this machine"
+    label = "" if _here(data) else f" ({data['basis']})"
+    table.caption = f"whole model, predicted: times faster than the dense graph on {data['device']}{label}"
     return table
+
+
+def _here(data: Mapping[str, Any]) -> bool:
+    return bool(data["device"] == "this machine")
+
+
+def _basis(data: Mapping[str, Any]) -> str:
+    """What the figures rest on: `measured, 2 threads`, `model, NVIDIA H200, in bf16`."""
+    return f"{data['basis']}, {data['threads']} threads" if _here(data) else f"{data['basis']}, {data['device']}"
 
 
 def choice(found: Choice) -> None:

@@ -27,6 +27,7 @@ class HfBackend(Backend):
     1. One shard is in memory at a time, at most `shard_megabytes` or one tensor.
     2. Parameters that the graph does not read come from the origin's folder, so that nothing is lost.
     3. `config.json` is the origin's, with `sparsec_config` added; never a `quantization_config`, which loaders act on.
+    4. `README.md`, a model card for hubs, says what was done and what it cost; the origin's license is in it.
     """
 
     name: ClassVar[str] = "hf"
@@ -64,6 +65,12 @@ class HfBackend(Backend):
         from sparsec.backends.hf.writing import write
 
         return write(program, folder / FOLDER, self.shard_megabytes * 10**6)
+
+    def finish(self, folder: Path, manifest: dict[str, Any]) -> None:
+        """Write the model card (rule 4)."""
+        from sparsec.backends.hf.card import card
+
+        (folder / FOLDER / "README.md").write_text(card(manifest))
 
     def verify(self, folder: Path, manifest: dict[str, Any], check: CheckData) -> list[Check]:
         """Re-read the shards: patterns and weights bit for bit, and what transformers makes of them."""

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from sparsec import _fx, mapping
 from sparsec.backend import Emitted
+from sparsec.backends.hf.card import inherited
 from sparsec.backends.hf.model import Skeleton, pretrained, skeleton
 from sparsec.errors import GraphError, UsageError
 from sparsec.version import __version__
@@ -71,7 +72,7 @@ def write(program: Program, folder: Path, shard_bytes: int) -> Emitted:
     sparse = sum(_fx.get_tensor(program.module, site.name).nbytes for site in program.sites.sparse)
     nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     facts = {"class": class_name, "dtype": dtype, "shards": len(shards), "left_out": parts.left_out}
-    facts |= {"tied": parts.tied, "sha256": hashes}
+    facts |= {"tied": parts.tied, "sha256": hashes, "card": inherited(origin)}
     return Emitted(sparse, nbytes, facts)
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from sparsec import semi_structured
 from sparsec.backend import Backend, Check, CheckData, Emitted, Verdict
-from sparsec.backends.torch24 import kernels
 from sparsec.errors import PatternError, UsageError
 from sparsec.intersection import towards_2_4
 from sparsec.lowered import packed_calls
@@ -42,14 +42,14 @@ class Torch24Backend(Backend):
     def refuses(self, program: Program) -> str | None:
         """Models of float32 alone, and patterns that are not 2:4 (rule 2)."""
         weights = [site.read(program.module) for site in program.sites if site.eligible]
-        if not any(weight.dtype in kernels.DTYPES for weight in weights):
+        if not any(weight.dtype in semi_structured.DTYPES for weight in weights):
             found = ", ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})) or "no"
             return (
                 f"torch's 2:4 kernels take float16 and bfloat16, found {found} weights; add --dtype bf16 or "
                 "--dtype fp16, or leave torch24 out of --backend"
             )
         for site in program.sites.sparse:
-            if site.pattern and not site.pattern.implies(kernels.TWO_OF_FOUR):
+            if site.pattern and not site.pattern.implies(semi_structured.TWO_OF_FOUR):
                 return f"{site.name}: torch runs only 2:4 sparse, found {site.pattern}; {towards_2_4(site.pattern)}"
         return None
 
@@ -62,18 +62,18 @@ class Torch24Backend(Backend):
         dtype = site.read(program.module).dtype
         if not lowers_to_linear(program.module, site):
             return _dense(site, "it is no plain linear layer, and torch's 2:4 kernels have no other")
-        if dtype not in kernels.DTYPES:
+        if dtype not in semi_structured.DTYPES:
             return _dense(site, f"torch's 2:4 kernels take float16 and bfloat16; its weight is {dtype}")
-        if not kernels.takes("cuSPARSELt", dtype, rows, cols):
-            of_rows, of_cols = kernels.multiples("cuSPARSELt", dtype)
+        if not semi_structured.takes("cuSPARSELt", dtype, rows, cols):
+            of_rows, of_cols = semi_structured.multiples("cuSPARSELt", dtype)
             return _dense(
                 site,
                 f"its weight is {rows} x {cols}; torch's 2:4 kernels take multiples of {of_rows} rows and "
                 f"{of_cols} columns",
             )
-        if kernels.takes("CUTLASS", dtype, rows, cols):
+        if semi_structured.takes("CUTLASS", dtype, rows, cols):
             return Verdict(site.name, True, "cuSPARSELt or CUTLASS", "")
-        of_rows, of_cols = kernels.multiples("CUTLASS", dtype)
+        of_rows, of_cols = semi_structured.multiples("CUTLASS", dtype)
         caveat = f"dense where torch has no cuSPARSELt: CUTLASS takes multiples of {of_rows} rows and {of_cols} columns"
         return Verdict(site.name, True, "cuSPARSELt", caveat)
 
@@ -101,10 +101,10 @@ class Torch24Backend(Backend):
         """The model on the current GPU. Raises UsageError on a machine that cannot run it."""
         from sparsec.backends.torch24.runtime import CudaModule, install
 
-        name = kernels.of_this_machine()
+        name = semi_structured.of_this_machine()
         device = torch.device("cuda", torch.cuda.current_device())
         module = read_graph(folder / FOLDER).requires_grad_(False)
-        install(module, device, name, lambda weight: kernels.compressed(name, weight))
+        install(module, device, name, lambda weight: semi_structured.compressed(name, weight))
         return CudaModule(module, manifest, device)
 
 

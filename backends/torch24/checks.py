@@ -12,11 +12,11 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 from sparsec.backend import Check, CheckData, compare
-from sparsec.backends.torch24.kernels import TWO_OF_FOUR
 from sparsec.backends.torch24.runtime import CudaModule, runs_sparse
 from sparsec.layout import decompress
 from sparsec.lowered import packed_calls
 from sparsec.pattern import Pattern
+from sparsec.semi_structured import TWO_OF_FOUR
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,16 +1,13 @@
-"""Run an artifact's graph on the GPU, its 2:4 layers on torch's kernels."""
+"""Run an artifact's graph on the GPU, its 2:4 layers on torch's semi_structured."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsec import _fx
-from sparsec.backends.torch24 import kernels
-from sparsec.errors import ArtifactError
+from sparsec import _fx, semi_structured
 from sparsec.lowered import packed_calls, run_dense
 from sparsec.program import bind
 
@@ -23,14 +20,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("sparsec")
 
 
-def runs_sparse(call: PackedCall, name: kernels.Name) -> bool:
+def runs_sparse(call: PackedCall, name: semi_structured.Name) -> bool:
     """Whether the kernel runs a layer: a plain product, of a type and shape that it takes."""
     _, rows, cols = call.layout.shape
-    return call.view is None and kernels.takes(name, call.layout.values.dtype, rows, cols)
+    return call.view is None and semi_structured.takes(name, call.layout.values.dtype, rows, cols)
 
 
 def install(
-    module: GraphModule, device: torch.device, name: kernels.Name, compress: Callable[[Tensor], Tensor]
+    module: GraphModule, device: torch.device, name: semi_structured.Name, compress: semi_structured.Compress
 ) -> GraphModule:
     """Unpack every weight, move the graph to `device`, and compress the weights that the kernel `name` takes. In place.
 
@@ -45,15 +42,7 @@ def install(
         run_dense(module, call)
     _fx.prune_unused(module)
     _fx.move(module, device)
-    for tensor in sparse:
-        weight = _fx.get_tensor(module, tensor)
-        if broken := kernels.TWO_OF_FOUR.violations(weight[None]).first:
-            raise ArtifactError(f"{tensor.removesuffix('_dense')} is not 2:4: {broken[0]}; compile the model again")
-        _fx.set_tensor(module, tensor, compress(weight))
-    for node in _fx.calls(module.graph, torch.ops.aten.linear.default):
-        if str(node.args[1].target) in sparse:
-            new = _fx.call(node, kernels.semi_structured_linear, node.args, node.meta[_fx.TYPE], "semi_structured")
-            _fx.replace(node, new)
+    semi_structured.compress_weights(module, sparse, compress)
     module.graph.lint()
     module.recompile()
     return module

@@ -13,11 +13,11 @@ from typing import Annotated
 import typer
 
 from sparsec.cli import bench, compiling, dumps, lists, look, speed, terminal
+from sparsec.version import __version__
 
 app = typer.Typer(
     help="A compiler for sparse Transformers: smaller, faster, and proven bit for bit.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for command in (
@@ -36,8 +36,19 @@ for command in (
     app.command()(command)
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sparsec {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     terminal.debug = debug
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 

@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from sparsec.cli.terminal import Json, print_json, progress, reporting
+from sparsec.cli.terminal import Json, print_json, progress, reporting, starting
 from sparsec.errors import UsageError
 
 Item = TypeVar("Item")
@@ -16,7 +16,7 @@ _PEERS = "dense,mkldnn,onnxruntime,onnxruntime-int8"
 
 
 def bench(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder with the kernel backend")],
+    artifact: Annotated[Path | None, typer.Argument(help="Artifact folder with the kernel backend")] = None,
     against: Annotated[str, typer.Option(help="What to compare with, comma-separated.")] = _PEERS,
     tokens: Annotated[str | None, typer.Option(help="Token counts; default: 1,32,128,512.")] = None,
     inputs: Annotated[str | None, typer.Option(help="Batch x length instead of --tokens: 8x128,1x16.")] = None,
@@ -24,13 +24,24 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Time for each row of the table.")] = 3.0,
     layers: Annotated[bool, typer.Option("--layers", help="Time every distinct sparse layer by itself, too.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the ratios: FILE.png or FILE.svg.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure a GPU's limits instead, by which layers are chosen there.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="The GPU to calibrate: cuda, cuda:1.")] = "cuda",
     as_json: Json = False,
 ) -> None:
     """Time an artifact's kernels, interleaved with what you would use instead; ratios first."""
     with reporting(as_json):
-        from sparsec import benchmark, show_bench, timing
-        from sparsec.artifact import Artifact
-        from sparsec.plot import check_plot, save_plot
+        if calibrate:
+            if artifact is not None:
+                raise UsageError("--calibrate measures a GPU and needs no ARTIFACT: leave one of them out")
+            return _calibrate(device, as_json)
+        if artifact is None:
+            raise UsageError("found no ARTIFACT to measure; expected a folder such as minilm.sparsec, or --calibrate")
+        with starting(as_json):
+            from sparsec import benchmark, show_bench, timing
+            from sparsec.artifact import Artifact
+            from sparsec.plot import check_plot, save_plot
 
         if tokens is not None and inputs is not None:
             raise UsageError("found both --tokens and --inputs; give one of them")
@@ -50,6 +61,16 @@ def bench(
         if as_json:
             return print_json({"path": str(artifact), **result})
         show_bench.show(result)
+
+
+def _calibrate(device: str, as_json: bool) -> None:
+    from sparsec import registry, show_bench
+
+    with progress(as_json) as bar:
+        found = registry.backend("kernel").calibrate_device(device, bar)
+    if as_json:
+        return print_json(found)
+    show_bench.ceilings(found)
 
 
 def _items(text: str, option: str, read: Callable[[str], Item], example: str) -> list[Item]:

@@ -21,6 +21,7 @@ from sparsec.cli.terminal import (
     progress,
     reporting,
     set_threads,
+    starting,
 )
 from sparsec.errors import UsageError
 
@@ -43,8 +44,13 @@ def compile(
         str | None, typer.Option(help="N:M that all patterns shall follow too: 2:4 makes 64:2:5 64:2:5+2:4.")
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Selector of sites that stay dense. Repeatable.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weights in place of MODEL's: a masked state dict (.pth), or .safetensors.")
+    ] = None,
     include_pooler: Annotated[bool, typer.Option("--include-pooler", help="Make poolers sparse too.")] = False,
-    recipe: Annotated[Path | None, typer.Option(help="Recipe YAML, or the manifest.json of an artifact.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe YAML, or an artifact's manifest.json; llm-compressor's YAML too.")
+    ] = None,
     passes: Annotated[
         str | None, typer.Option(help="Pass text; default: oneshot with calibration data, else mask | freeze.")
     ] = None,
@@ -120,25 +126,28 @@ def compile(
     # Threads that wait busily for each other are many times slower when another program has one of the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with reporting(as_json):
-        from sparsec import api
-        from sparsec.methods import Training, training_passes
-        from sparsec.shorthand import recipe_of
-        from sparsec.training.distributed import rank_in_environment
+        with starting(as_json):
+            from sparsec import api
+            from sparsec.methods import Training, training_passes
+            from sparsec.shorthand import recipe_of
+            from sparsec.training.distributed import rank_in_environment
 
         made = recipe_of(
             model, pattern, layer, ignore, include_pooler, recipe, passes, score, columns, backend, seed, values,
             tokens, drop_slow, onnx_weights, dtype=dtype, calib=calib, num_calibration_samples=num_calibration_samples,
             max_seq_length=max_seq_length, text_columns=text_columns, target_speedup=target_speedup,
             solver=solver, also=also, train=train, evaluation=evaluation, label_column=label_column, task=task,
-            training=Training(method, epochs, lr, batch_size, teacher), permute=permute, bias=bias,
+            training=Training(method, epochs, lr, batch_size, teacher), permute=permute, bias=bias, weights=weights,
         )  # fmt: skip
+        folder = out or Path(Path(made.model.replace(":", "-")).name + ".sparsec")
         if dry_run:
-            sys.stdout.write(made.model_dump_json(indent=1) + "\n" if as_json else made.to_yaml())
+            from sparsec.plan import plan
+
+            sys.stdout.write(made.model_dump_json(indent=1) + "\n" if as_json else plan(made, folder) + made.to_yaml())
             return None
         if log and not training_passes(made.passes):
             raise UsageError(f"--log {log}: no pass trains; add --method and --train, or leave it out")
         set_threads(threads)
-        folder = out or Path(Path(made.model.replace(":", "-")).name + ".sparsec")
         other = bool(rank_in_environment())  # of several processes the first one speaks
         with progress(as_json or other) as show_progress:
             options = api.Options(force, trust, min_quality, allow_dense, resume=resume, progress=show_progress)
@@ -150,4 +159,4 @@ def compile(
         from sparsec import show
 
         show.manifest(artifact.manifest, folder_bytes(folder))
-        show.out.print(f"[bold]Wrote {folder}[/]")
+        show.wrote(folder)

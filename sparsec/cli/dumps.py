@@ -18,6 +18,7 @@ from sparsec.cli.terminal import (
     print_json,
     reporting,
     set_threads,
+    starting,
 )
 
 
@@ -54,11 +55,12 @@ def opt(
 ) -> None:
     """Run passes on a program and print its text IR; the seconds of each pass go to stderr."""
     with reporting(as_json):
-        from sparsec import opt as job
-        from sparsec import registry, show
-        from sparsec.data import LENGTH, SAMPLES, Request
-        from sparsec.pipeline import Context
-        from sparsec.store import check_writable
+        with starting(as_json):
+            from sparsec import opt as job
+            from sparsec import registry, show
+            from sparsec.data import LENGTH, SAMPLES, Request
+            from sparsec.pipeline import Context
+            from sparsec.store import check_writable
 
         if out:
             check_writable(out, force)

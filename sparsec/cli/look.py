@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sparsec.cli.terminal import Json, Threads, folder_bytes, print_json, progress, reporting, set_threads
+from sparsec.cli.terminal import Json, Threads, folder_bytes, print_json, progress, reporting, set_threads, starting
 
 
 def verify(
@@ -18,10 +18,11 @@ def verify(
 ) -> None:
     """Prove that files are what they claim to be; exit 0 only if everything holds."""
     with reporting(as_json):
-        from sparsec import inspection, show
+        with starting(as_json):
+            from sparsec import inspection, show
 
-        set_threads(threads)
-        results = inspection.verify(path, pattern)
+            set_threads(threads)
+            results = inspection.verify(path, pattern)
         if as_json:
             print_json({"path": str(path), "ok": all(r.ok for r in results), "checks": [vars(r) for r in results]})
         else:
@@ -36,9 +37,10 @@ def inspect(
 ) -> None:
     """Show sites, patterns, sparsity and sizes of anything that holds weights."""
     with reporting(as_json):
-        from sparsec import inspection, show
+        with starting(as_json):
+            from sparsec import inspection, show
 
-        kind, found = inspection.inspect(path)
+            kind, found = inspection.inspect(path)
         if as_json:
             later = {"findings": inspection.findings(path, found)} if kind == "artifact" else {}
             return print_json({"path": str(path), "kind": kind, **inspection.to_json(kind, found), **later})
@@ -70,8 +72,8 @@ def report(
 ) -> None:
     """Make one HTML page about an artifact: figures, every site, pictures of weights. It needs no network."""
     with reporting(as_json):
-        from sparsec.report.page import write
-
+        with starting(as_json):
+            from sparsec.report.page import write
         with progress(as_json) as say:
             written = write(artifact, out, force, before, trust, say)
         if as_json:

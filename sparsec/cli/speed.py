@@ -18,6 +18,7 @@ from sparsec.cli.terminal import (
     progress,
     reporting,
     set_threads,
+    starting,
 )
 
 Model = Annotated[str, typer.Argument(help="MODEL as for compile, or an artifact: its model and its patterns")]
@@ -34,6 +35,9 @@ def explain(
     include_pooler: Annotated[bool, typer.Option("--include-pooler", help="Poolers may be sparse too.")] = False,
     tokens: Annotated[str, typer.Option(help="Comma-separated token counts.")] = "1,32,128,512",
     backend: Annotated[str, typer.Option(help="The backend that would run it.")] = "kernel",
+    device: Annotated[
+        str, typer.Option(help="cpu; a GPU that need not be here: h200; or one of this machine: cuda.")
+    ] = "cpu",
     values: Values = "fp32",
     measure: Annotated[bool, typer.Option("--measure", help="Time the kernels on each site's own shape.")] = False,
     sites: Annotated[bool, typer.Option("--sites", help="One line for every site.")] = False,
@@ -43,11 +47,13 @@ def explain(
 ) -> None:
     """Say what would become sparse and how much faster it would be, before anything is pruned or trained."""
     with reporting(as_json):
-        from sparsec import explain as job
-        from sparsec.recipe import make_backend
-        from sparsec.shorthand import targets_of, token_counts, values_of
+        with starting(as_json):
+            from sparsec import explain as job
+            from sparsec.recipe import make_backend
+            from sparsec.shorthand import targets_of, token_counts, values_of
 
         counts, stored, one = token_counts(tokens), values_of(values), make_backend(backend)
+        one = one if device == "cpu" else one.on(device)
         name, given, include = _model(model)
         targets = targets_of(pattern, layer, ignore)
         asked = {**given, **targets} if pattern or layer or given else {}
@@ -99,12 +105,13 @@ def select(
 ) -> None:
     """Choose patterns that meet a budget of speed, latency or density here, and lose the least."""
     with reporting(as_json):
-        from sparsec import registry, search, store
-        from sparsec.choosing.request import budget_of
-        from sparsec.data import Deferred
-        from sparsec.models import load_model
-        from sparsec.recipe import Recipe
-        from sparsec.shorthand import targets_of, values_of
+        with starting(as_json):
+            from sparsec import registry, search, store
+            from sparsec.choosing.request import budget_of
+            from sparsec.data import Deferred
+            from sparsec.models import load_model
+            from sparsec.recipe import Recipe
+            from sparsec.shorthand import targets_of, values_of
 
         candidates = tuple(patterns.split(",")) if patterns else search.CANDIDATES
         stored, given = values_of(values), targets_of(None, layer, ignore)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,13 @@ def progress(quiet: bool) -> Iterator[Progress]:
     ) as bar:
         task = bar.add_task("loading")
         yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def starting(quiet: bool) -> Iterator[None]:
+    """The bar while a command imports what it needs: torch takes seconds, and something should be seen at once."""
+    with progress(quiet or os.environ.get("RANK", "0") != "0"):
+        yield
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ def weights(manifest: Mapping[str, Any], trust: bool = False) -> dict[str, Tenso
     """
     recipe = Recipe.from_data(manifest["recipe"])
     try:
-        program = load_model(recipe.model, recipe.seed, trust, recipe.dtype).program
+        program = load_model(recipe.model, recipe.seed, trust, recipe.dtype, weights=recipe.weights).program
     except UsageError as error:
         raise UsageError(f"--before: the model that was compiled cannot be read: {error}") from error
     dense = {site.name: site.read(program.module) for site in program.sites}

@@ -1,11 +1,14 @@
-"""LoRA adapters that peft wrote, merged into a program's weights: W + scale B A, and exact zeros where W is pruned."""
+"""LoRA adapters that peft wrote, merged into a program's weights: W + scale B A, and exact zeros where W is pruned.
+
+Modules that peft trained whole beside it (`modules_to_save`), such as a new head, take the place of the program's.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ class Adapter:
     """Of each module, by its name in the model: A (rank, inputs), B (outputs, rank) and what their product is times."""
 
     parts: Mapping[str, tuple[Tensor, Tensor, float]]
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of modules that were trained whole, each parameter by its name in the model."""
 
 
 def read(folder: str | Path) -> Adapter:
@@ -49,14 +54,17 @@ def read(folder: str | Path) -> Adapter:
             "model's own; convert it to plain LoRA first (peft: path_initial_model_for_weight_conversion)"
         )
     tensors = store.load_tensors(place / TENSORS)
+    saved = [f".{name}." for name in config.get("modules_to_save") or ()]
+    whole = {name for name in tensors if any(part in name for part in saved)}
+    given = {name.removeprefix(_PREFIX): tensors.pop(name) for name in whole}
     modules = sorted({name.removesuffix(_A) for name in tensors if name.endswith(_A)})
     expected = {module + end for module in modules for end in (_A, _B)}
     if not modules or expected != tensors.keys():
         odd = sorted(expected ^ tensors.keys())
         raise UsageError(
             f"{place / TENSORS} should hold {_A[1:]} and {_B[1:]} of each module and nothing else, but "
-            f"{', '.join(odd[:3]) or 'any of them'} is missing or more than that; merge biases, embeddings and whole "
-            "modules with peft first, or train without them"
+            f"{', '.join(odd[:3]) or 'any of them'} is missing or more than that; merge biases and embeddings with "
+            "peft first, or train without them"
         )
     parts = {}
     for module in modules:
@@ -64,7 +72,7 @@ def read(folder: str | Path) -> Adapter:
         if not (bool(a.isfinite().all()) and bool(b.isfinite().all())):
             raise ArtifactError(f"{place / TENSORS}: the adapter of {name} has numbers that are not finite")
         parts[name] = (a, b, _scale(config, name, len(a)))
-    return Adapter(parts)
+    return Adapter(parts, given)
 
 
 @torch.no_grad()
@@ -74,11 +82,32 @@ def merge(program: Program, adapter: Adapter) -> list[str]:
     A selected site gets where(mask, W + scale B A, 0): its zeros stay. Raises UsageError, before anything is written,
     for a module that is no site of the program, for shapes that do not fit and a rank beyond them.
     """
-    changed = []
+    changed, whole = [], replaced(program, adapter)
     for site, weight in merged(program, adapter):
         _fx.get_tensor(program.module, site.name).detach().copy_(site.view.to_parameter(weight))
         changed.append(site.name)
+    for name, tensor in whole.items():
+        _fx.get_tensor(program.module, name).detach().copy_(tensor)
     return changed
+
+
+def replaced(program: Program, adapter: Adapter) -> dict[str, Tensor]:
+    """What takes the place of parameters, by name; a selected site keeps its zeros. Raises UsageError as `merge`."""
+    sites = {site.name: site for site in program.sites}
+    found = {}
+    for name, tensor in adapter.whole.items():
+        own = _fx.get_tensor(program.module, name) if _fx.has_tensor(program.module, name) else None
+        if own is None or own.shape != tensor.shape:
+            held = "has none of this name" if own is None else f"has it as {list(own.shape)}"
+            raise UsageError(
+                f"the adapter replaces {name}, {list(tensor.shape)}, and this model {held}; name the model with the "
+                "head that it was trained on"
+            )
+        tensor = tensor.to(own.device, own.dtype)
+        if name in sites:
+            tensor = sites[name].view.to_parameter(_kept(sites[name], sites[name].view.to_matrices(tensor)))
+        found[name] = tensor
+    return found
 
 
 def merged(program: Program, adapter: Adapter) -> Iterator[tuple[Site, Tensor]]:

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from lora_files import pair, saved
+from models import random
+from safetensors.torch import load_file, save_file
 from training_models import wide
 
 from sparsec import PassManager
 from sparsec.errors import RecipeError, UsageError
 from sparsec.passes.merge_adapter import MergeAdapter
 from sparsec.program import Program
+from sparsec.training.adapters import TENSORS
 
 FLOAT32 = 1e-6  # one product of rank 2 and one sum
 
@@ -72,6 +75,38 @@ def test_an_adapter_is_merged_once(adapter: Path) -> None:
     text = f"merge-adapter{{adapter={adapter}}}"
     with pytest.raises(RecipeError, match=r"is merged already; leave out the second merge-adapter"):
         PassManager.parse(f"{text} | {text}").run(wide())
+
+
+def test_modules_that_were_trained_whole_take_the_place_of_the_models(tmp_path: Path) -> None:
+    head, bias = random(3, 12, seed=8), random(3, seed=9)
+    parts = {**pair("up", 20, 12), "head": head}
+    folder = saved(tmp_path, parts, modules_to_save=["head"])
+    save_file({**load_file(folder / TENSORS), "base_model.model.head.bias": bias}, folder / TENSORS)
+    before = wide()
+    done, (_, report, _) = PassManager.parse(
+        f"mask{{pattern=2:4}} | merge-adapter{{adapter={folder}}} | freeze"
+    ).run_reported(before)
+
+    assert ["head.bias", "head.weight"] == report.data["replaced"]
+    assert torch.equal(head, done.module.get_parameter("head.weight"))
+    assert torch.equal(bias, done.module.get_parameter("head.bias"))
+    assert not torch.equal(head, before.module.get_parameter("head.weight"))
+    assert 0.5 == float((weights(done) == 0).float().mean())
+
+
+def test_a_pruned_site_that_is_replaced_keeps_its_zeros(tmp_path: Path) -> None:
+    folder = saved(tmp_path, {**pair("up", 20, 12), "down": random(12, 20, seed=8)}, modules_to_save=["down"])
+    done = PassManager.parse(f"mask{{pattern=2:4}} | freeze | merge-adapter{{adapter={folder}}}").run(wide())
+    kept = weights(PassManager.parse("mask{pattern=2:4} | freeze").run(wide()), "down.weight") != 0
+
+    assert torch.equal(torch.where(kept, random(12, 20, seed=8), 0.0), weights(done, "down.weight"))
+
+
+def test_a_head_that_the_model_lacks_is_named(tmp_path: Path) -> None:
+    for name, rows, said in (("classifier", 3, "has none of this name"), ("head", 4, r"has it as \[3, 12\]")):
+        saved(tmp_path, {**pair("up", 20, 12), name: random(rows, 12)}, modules_to_save=[name])
+        with pytest.raises(UsageError, match=rf"replaces {name}.weight, .* this model {said}; name the model"):
+            PassManager.parse(f"merge-adapter{{adapter={tmp_path}}}").run(wide())
 
 
 def test_what_cannot_be_merged_is_refused(tmp_path: Path, adapter: Path) -> None:

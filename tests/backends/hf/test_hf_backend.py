@@ -51,6 +51,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "1_Pooling").mkdir()
     (path / "1_Pooling/config.json").write_text("{}")
     (path / "modeling_mine.py").write_text("raise SystemExit")
+    (path / "README.md").write_text("---\nlicense: mit\nbase_model: someone/base\nwidget: []\n---\n# What it was\n")
     (path / "pytorch_model.bin").write_bytes(b"no weights")
     return path
 
@@ -119,7 +120,18 @@ def test_the_configuration_is_the_origins_with_ours_in_it(origin: Path, artifact
 def test_data_files_are_copied_and_code_and_pickles_are_not(artifact: Path) -> None:
     found = {str(path.relative_to(artifact / "hf")) for path in (artifact / "hf").rglob("*") if path.is_file()}
 
-    assert found == {"config.json", "model.safetensors", "vocab.txt", "1_Pooling/config.json"}
+    assert found == {"config.json", "model.safetensors", "vocab.txt", "1_Pooling/config.json", "README.md"}
+
+
+def test_the_card_is_of_this_model_and_its_recipe_makes_it_again(origin: Path, artifact: Path, tmp_path: Path) -> None:
+    text = (artifact / "hf/README.md").read_text()
+    (tmp_path / "recipe.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    again = Recipe.read(tmp_path / "recipe.yaml", str(origin))
+
+    assert text.startswith("---\nlibrary_name: transformers\nlicense: mit\nbase_model: someone/base\ntags:\n")
+    assert (str(origin), {"*": "16:2:5", "re:attention.output": "2:4"}) == (again.model, again.targets)
+    assert "| ffn.up | 2 | 70 x 36 | 16:2:5 |" in text
+    assert "from transformers import BertForMaskedLM" in text
 
 
 def test_shards_are_small_and_hold_what_one_file_holds(origin: Path, artifact: Path, tmp_path: Path) -> None:

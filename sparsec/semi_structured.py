@@ -1,4 +1,4 @@
-"""torch's two 2:4 kernels: which weights they take, which one this machine has, and their product.
+"""torch's two 2:4 kernels: which weights they take, which one this machine has, their product, and graphs that use it.
 
 torch keeps both behind `torch.sparse.SparseSemiStructuredTensor`, a tensor whose `linear` runs the kernel. cuSPARSELt
 is a library that most CUDA builds of torch bring along; CUTLASS is compiled into torch, for compute capability 8 only.
@@ -7,19 +7,28 @@ is a library that most CUDA builds of torch bring along; CUTLASS is compiled int
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from sparsec.errors import UsageError
+from sparsec import _fx
+from sparsec.errors import ArtifactError, UsageError
 from sparsec.pattern import NM
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
 
 Name = Literal["cuSPARSELt", "CUTLASS"]
 TWO_OF_FOUR = NM(2, 4)
 DTYPES = (torch.float16, torch.bfloat16)
 FIRST_CAPABILITY = (8, 0)  # Ampere: the first GPUs with sparse tensor cores
 _MISSING = "find a machine with such a GPU, or load another backend of the artifact if it has one (backend=...)"
+
+Compress = Callable[[Tensor], Tensor]
+"""A 2:4 weight (rows, cols) -> what torch multiplies sparse."""
 
 
 def tensor_class(name: Name) -> Any:
@@ -64,6 +73,15 @@ def of_this_machine() -> Name:
     )
 
 
+def compressor() -> Compress | None:
+    """What compresses for the current GPU's cuSPARSELt; None where it has none."""
+    try:
+        name = of_this_machine()
+    except UsageError:
+        return None
+    return partial(compressed, name) if name == "cuSPARSELt" else None
+
+
 def compressed(name: Name, weight: Tensor) -> Tensor:
     """A 2:4 weight (rows, cols) on the GPU in the kernel's own form. Raises UsageError where torch refuses it."""
     with warnings.catch_warnings():
@@ -87,3 +105,19 @@ def semi_structured_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     if not len(tokens):
         return x.new_empty(*x.shape[:-1], weight.shape[0])
     return torch.nn.functional.linear(tokens, weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+
+def compress_weights(module: GraphModule, weights: Collection[str], compress: Compress) -> None:
+    """Compress these weights of a graph, which are on the GPU, and let the products with them run sparse. In place.
+
+    One weight at a time is there twice. Raises ArtifactError where a weight is not 2:4: torch would drop some of it.
+    """
+    for name in weights:
+        weight = _fx.get_tensor(module, name)
+        if broken := TWO_OF_FOUR.violations(weight[None]).first:
+            raise ArtifactError(f"{name.removesuffix('_dense')} is not 2:4: {broken[0]}; compile the model again")
+        _fx.set_tensor(module, name, compress(weight))
+    for node in _fx.calls(module.graph, torch.ops.aten.linear.default):
+        if str(node.args[1].target) in weights:
+            new = _fx.call(node, semi_structured_linear, node.args, node.meta[_fx.TYPE], "semi_structured")
+            _fx.replace(node, new)
