@@ -9,7 +9,7 @@ SOURCES := $(wildcard pyproject.toml setup.py backends/kernel/cpu/*.cpp backends
 # At most one thread per core in all: each of two test processes computes on one.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -q
 
-.PHONY: help demo test test-fast test-all bench-peers check dev clean
+.PHONY: help demo test test-fast test-all bench-peers check docs dev clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,13 +18,13 @@ demo: $(VENV)/.installed  ## compile the real MiniLM to 64:2:5, for kernels and 
 	$(BIN)/sparsec compile demo:minilm --pattern 64:2:5 --backend kernel,onnx -o minilm.sparsec --force
 	$(BIN)/sparsec verify minilm.sparsec
 
-test: $(VENV)/.installed-dev  ## the tests: a few minutes on 2 cores
+test: $(VENV)/.installed-dev  ## the tests: under ten minutes on 2 cores
 	$(TEST) -m "not slow"
 
 test-fast: $(VENV)/.installed-dev  ## the core only: about a minute
 	$(TEST) -m "not slow" tests/core tests/passes
 
-test-all: $(VENV)/.installed-rtx  ## every test, and the benches with their bounds
+test-all: $(VENV)/.installed-rtx $(VENV)/.installed-docs  ## every test, and the benches with their bounds
 	$(TEST)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_cpu_linear.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_cpu_int8.py
@@ -46,6 +46,9 @@ check: $(VENV)/.installed-dev  ## style, types, layering
 	$(BIN)/mypy -p sparsec
 	$(BIN)/pytest -q tests/core/test_layering.py
 
+docs: $(VENV)/.installed-docs  ## the documentation as a site in build/site; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+
 dev: $(VENV)/.installed-dev  ## an editable install with all developer tools
 
 clean:  ## remove what was built
@@ -63,6 +66,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -q --disable-pip-version-check -e ".[demo,dev]"
 	ln -sfn ../passes sparsec/passes  # for editors and type checkers; git ignores them
 	ln -sfn ../backends sparsec/backends
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[demo,docs]"
 	touch $@
 
 $(VENV)/.installed-rtx: $(VENV)/.installed-dev  # 270 MB: test-all builds TensorRT engines and CUDA kernels, without a GPU

@@ -19,7 +19,8 @@ def bert(folder: Path, kind: str = "BertModel", words: list[str] = WORDS, **opti
     folder.mkdir(parents=True, exist_ok=True)
     transformers.BertTokenizer({word: i for i, word in enumerate(words)}).save_pretrained(folder)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=32, **{**sizes, **options})
+    sizes["max_position_embeddings"] = 32
+    config = transformers.BertConfig(vocab_size=len(words), **{**sizes, **options})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         getattr(transformers, kind)(config).save_pretrained(folder)
