@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,6 +182,21 @@ def bind(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
             f"expected the inputs {', '.join(names)}, found {len(args)} by position and {sorted(kwargs)} by name"
         )
     return [given[name] for name in names]
+
+
+def check_sizes(kinds: Mapping[str, str], values: Sequence[Any]) -> None:
+    """Raise UsageError where an input does not have the sizes of its type, such as `int64[batch, 40]`, in order."""
+    for (name, kind), value in zip(kinds.items(), values, strict=True):
+        sizes = [size for size in kind[kind.index("[") + 1 : -1].split(", ") if size]
+        found = list(getattr(value, "shape", sizes))
+        if len(found) != len(sizes) or any(
+            size.isdigit() and int(size) != own for size, own in zip(sizes, found, strict=True)
+        ):
+            raise UsageError(
+                f"input {name}: expected {kind}, found the sizes {found}. Sizes that are numbers there were fixed when "
+                f"the model was traced: compile it again and name those that vary, such as "
+                f"dynamic={{'{name}': {{0: 'batch'}}}}"
+            )
 
 
 def write_graph(folder: Path, module: GraphModule) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from sparsec import _fx, semi_structured
 from sparsec.backend import FP32_TOLERANCE, Backend, Check, CheckData, Emitted, Parts, Verdict, compare
 from sparsec.backends.kernel import cost
 from sparsec.backends.kernel.calls import has_kernel, no_kernel
 from sparsec.backends.kernel.cpu import int8, library
+from sparsec.backends.kernel.cuda import calibrating, ceilings
 from sparsec.backends.kernel.cuda.driver import no_gpu
 from sparsec.backends.kernel.cuda.install import install_on
 from sparsec.backends.kernel.install import absorbed, install_kernels
-from sparsec.backends.kernel.parts import read_parts
+from sparsec.backends.kernel.parts import on_gpu, read_parts
 from sparsec.backends.kernel.proofs import KERNEL_TOKENS, kernel_problems
 from sparsec.cost import TokenRange
 from sparsec.errors import UsageError
@@ -23,15 +27,19 @@ from sparsec.layout import Values, decompress
 from sparsec.lowered import packed_calls
 from sparsec.pattern import VNM, Pattern
 from sparsec.pipeline import PassManager, Progress, no_progress
-from sparsec.program import Program, bind, read_graph, write_graph
+from sparsec.program import Program, bind, check_sizes, read_graph, write_graph
 from sparsec.uses import lowers_to_linear
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import GraphModule
 
+    from sparsec.backends.kernel.cuda.ceilings import Ceilings
     from sparsec.cost import Basis
     from sparsec.sites import Site
+
+
+log = logging.getLogger("sparsec")
 
 
 class KernelBackend(Backend):
@@ -82,6 +90,18 @@ class KernelBackend(Backend):
         self, shape: tuple[int, int, int], patterns: Sequence[Pattern], tokens: Sequence[int], values: Values = "fp32"
     ) -> list[list[float]]:
         return cost.measure(shape, [pattern.executable for pattern in patterns], tokens, values)
+
+    def calibrate_device(self, device: str, progress: Progress = no_progress) -> dict[str, Any]:
+        """The ceilings of a GPU; they are kept, and decide from then on what runs sparse there."""
+        return dataclasses.asdict(calibrating.calibrate(device, progress))
+
+    def on(self, device: str) -> Backend:
+        """`cpu`, a GPU that is known such as `h200`, or `cuda`, this machine's. Raises UsageError for another."""
+        if device == "cpu":
+            return self
+        from sparsec.backends.kernel.on_gpu import OnGpu  # a subclass
+
+        return OnGpu(device)
 
     def absorbed(self, program: Program) -> dict[str, str]:
         return absorbed(program)
@@ -138,29 +158,44 @@ class KernelBackend(Backend):
         chosen = _device(device)
         if chosen.type == "cpu":
             return self.load(folder, manifest)
-        if reason := no_gpu():
-            raise UsageError(f"{device}: {reason}")
-        return Runnable(install_on(read_graph(folder), chosen), manifest, chosen)
+        table, module = _table(chosen), read_graph(folder)
+        with torch.cuda.device(chosen):
+            verdicts = install_on(module, chosen, table, declared_tokens(manifest), semi_structured.compressor())
+        return Runnable(module, manifest, chosen, verdicts)
 
     def load_dense(self, folder: Path, manifest: dict[str, Any]) -> Runnable:
         return Runnable(install_kernels(read_graph(folder), dense=True), manifest)
 
-    def parts(self, folder: Path, manifest: dict[str, Any]) -> Parts:
-        return read_parts(folder, manifest)
+    def parts(self, folder: Path, manifest: dict[str, Any], device: str = "cpu") -> Parts:
+        chosen = _device(device)
+        if chosen.type == "cpu":
+            return read_parts(folder, manifest)
+        table = _table(chosen)
+        with torch.cuda.device(chosen):
+            parts = read_parts(folder, manifest, on_gpu(chosen, table, declared_tokens(manifest)))
+            parts.tensors.update({name: tensor.to(chosen) for name, tensor in parts.tensors.items()})
+        return parts
 
 
 class Runnable(torch.nn.Module):
     """A loaded artifact: call it with the model's inputs, by name or position; returns the outputs by name.
 
     For inference. `manifest` tells what it is: sites, patterns, quality, recipe. With `gpu`, inputs are copied
-    there and outputs stay there.
+    there and outputs stay there; `verdicts` then tells what runs each sparse weight, and why.
     """
 
-    def __init__(self, graph: GraphModule, manifest: dict[str, Any], gpu: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        graph: GraphModule,
+        manifest: dict[str, Any],
+        gpu: torch.device | None = None,
+        verdicts: dict[str, Verdict] | None = None,
+    ) -> None:
         super().__init__()
         # Not named `graph`: torch.export puts the names of modules on a GraphModule, whose own that is.
-        self.body, self.manifest, self.input_names = graph.requires_grad_(False), manifest, _inputs(graph)
-        self.gpu = gpu
+        self.body, self.manifest, self.kinds = graph.requires_grad_(False), manifest, _inputs(graph)
+        self.input_names = list(self.kinds)
+        self.gpu, self.verdicts = gpu, verdicts or {}
 
     @property
     def graph(self) -> GraphModule:
@@ -168,8 +203,9 @@ class Runnable(torch.nn.Module):
         return self.body
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
-        """Run the model."""
+        """Run the model. Raises UsageError for inputs of other names or sizes than it was compiled for."""
         inputs = bind(self.input_names, args, kwargs)
+        check_sizes(self.kinds, inputs)
         if self.gpu is not None:
             inputs = [value.to(self.gpu) for value in inputs]
         outputs: dict[str, Tensor] = self.body(*inputs)
@@ -219,5 +255,17 @@ def _device(text: str) -> torch.device:
     return torch.device("cuda", number)
 
 
-def _inputs(module: GraphModule) -> list[str]:
-    return [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+def _table(device: torch.device) -> Ceilings | None:
+    """What is known of a GPU. Raises UsageError where the kernels cannot run on it."""
+    if reason := no_gpu():
+        raise UsageError(f"{device}: {reason}")
+    table = ceilings.of_gpu(device.index)
+    if table is None:
+        name = torch.cuda.get_device_name(device)
+        log.warning("%s was not measured, so no layer runs dense for speed: sparsec bench --calibrate", name)
+    return table
+
+
+def _inputs(module: GraphModule) -> dict[str, str]:
+    """The types of a graph's inputs, such as `int64[batch, length]`, in order."""
+    return {str(node.target): node.meta[_fx.TYPE] for node in module.graph.nodes if node.op == "placeholder"}

@@ -1,7 +1,8 @@
-// backends/kernel/cuda/device.cuh for CPUs: the threads of a block are fibers, and the instructions of a warp wait for
-// all its lanes. It finds what a GPU would hide or hang on:
+// backends/kernel/cuda/device.cuh for CPUs: the threads of a cluster of blocks, most often one, are fibers, and the
+// instructions of a warp wait for all its lanes. It finds what a GPU would hide or hang on:
 //   shared memory begins as NaN and 255; every access to it is checked, global ones by AddressSanitizer
-//   a copy lands as late as allowed, when its thread waits for it, or as early, when it is asked for (`early`)
+//   a copy lands as late as allowed, when its thread waits for it, or as early, when it is asked for (`early`);
+//   what it will write is NaN and 255 until then
 //   lanes, warps and blocks run in an order drawn from `seed`; a warp may run far ahead of the others
 //   lanes that wait at different instructions, and threads that wait for ever, end the program
 #pragma once
@@ -23,6 +24,8 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
+#define __grid_constant__
 
 struct uint4 { uint32_t x, y, z, w; };
 struct Index { int x, y, z; };
@@ -38,21 +41,25 @@ struct Fiber {
 };
 struct Lane { uint32_t a[4], b[4], metadata, row, value; };
 struct Barrier { int waiting, round, instruction; };
+struct Block { Index index; uint8_t* memory; Barrier everyone, some; int running; };
 
-static Index thread_index, block_index;
+static Index thread_index, block_index;  // of the fiber that runs, as `memory` and `current`
 static uint8_t* memory;
 static uint32_t memory_size;
+static int current, threads;  // fiber; of a block
+static std::vector<Block> blocks;  // of a cluster
 static std::vector<Fiber> all;
 static std::vector<Lane> lanes;
 static std::vector<Barrier> warps;
-static Barrier block;
 static ucontext_t scheduler;
-static int current, progress;
+static int progress;
 static bool early;
 static std::mt19937 random;
+static std::function<bool()> between_rounds = [] { return false; };  // may let something land; says whether it did
+static std::function<void()> at_begin = [] {}, at_end = [] {};       // of a cluster
 
 [[noreturn]] inline void fail(const char* what) {
-    std::fprintf(stderr, "block (%d, %d), thread %d: %s\n", block_index.x, block_index.y, current, what);
+    std::fprintf(stderr, "block (%d, %d), thread %d: %s\n", block_index.x, block_index.y, thread_index.x, what);
     std::exit(1);
 }
 inline void check(uint32_t at, uint32_t size, uint32_t alignment) {
@@ -71,6 +78,7 @@ inline void meet(Barrier& barrier, int count, int instruction) {
     while (barrier.round == round) swapcontext(&all[current].context, &scheduler);
 }
 inline void meet_warp(int instruction) { meet(warps[current / 32], 32, instruction); }
+inline Block& block() { return blocks[current / threads]; }
 inline Lane* warp() { return &lanes[current / 32 * 32]; }
 inline void land(const Copy& copy) {
     check(copy.to, 16, 16);
@@ -82,8 +90,15 @@ static std::function<void()> kernel;
 inline void run_thread() {
     kernel();
     all[current].done = true;
+    --block().running;
     ++progress;
     swapcontext(&all[current].context, &scheduler);
+}
+inline void enter(int fiber) {
+    current = fiber;
+    thread_index = {fiber % threads, 0, 0};
+    block_index = block().index;
+    memory = block().memory;
 }
 // Runs every lane, in any order, to where it waits; says how many have ended.
 inline int step_warp(int warp) {
@@ -92,20 +107,23 @@ inline int step_warp(int warp) {
     std::shuffle(order, order + 32, random);
     for (int i : order) {
         if (all[i].done) continue;
-        current = i;
-        thread_index = {i, 0, 0};
+        enter(i);
         swapcontext(&scheduler, &all[i].context);
         ended += all[i].done;
     }
     return ended;
 }
-inline void run_block(int threads) {
+inline void run_cluster() {  // of `blocks`
     constexpr size_t STACK = 128 << 10;
-    std::memset(memory, 255, memory_size);
-    all.assign(threads, Fiber{});
-    lanes.assign(threads, Lane{});
-    warps.assign(threads / 32, Barrier{});
-    block = Barrier{};
+    const int count = threads * (int)blocks.size();
+    for (auto& one : blocks) {
+        std::memset(one.memory, 255, memory_size);
+        one.everyone = one.some = Barrier{};
+        one.running = threads;
+    }
+    all.assign(count, Fiber{});
+    lanes.assign(count, Lane{});
+    warps.assign(count / 32, Barrier{});
     for (auto& fiber : all) {
         getcontext(&fiber.context);
         fiber.stack = (char*)std::malloc(STACK);
@@ -113,36 +131,44 @@ inline void run_block(int threads) {
         fiber.context.uc_stack.ss_size = STACK;
         makecontext(&fiber.context, run_thread, 0);
     }
-    std::vector<int> of_warps(threads / 32);
+    at_begin();
+    std::vector<int> of_warps(count / 32);
     std::iota(of_warps.begin(), of_warps.end(), 0);
-    for (int left = threads; left;) {
+    for (int left = count; left;) {
         const int before = progress;
         std::shuffle(of_warps.begin(), of_warps.end(), random);
         for (int warp : of_warps) {
-            // One step of the warp, or as far as it comes without the others.
-            for (int seen = progress - 1, steps = random() % 2 ? 1 : 1 << 30; seen != progress && steps; --steps) {
+            // One step of the warp, or many, at most as far as it comes without the others.
+            for (int seen = progress - 1, steps = 1 << random() % 12; seen != progress && steps; --steps) {
                 seen = progress;
                 left -= step_warp(warp);
             }
         }
-        if (left && progress == before) fail("waits for ever");
+        if (!between_rounds() && left && progress == before) fail("waits for ever");
     }
+    at_end();
     for (auto& fiber : all) std::free(fiber.stack);
 }
-inline void run(int grid_x, int grid_y, int threads, uint32_t shared_bytes, int seed, std::function<void()> body) {
+inline void run(int grid_x, int grid_y, int block_threads, uint32_t shared_bytes, int seed, std::function<void()> body,
+                int cluster_x = 1, int cluster_y = 1) {
     random.seed(seed);
     early = seed % 2;
     kernel = std::move(body);
     memory_size = shared_bytes;
-    memory = (uint8_t*)std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128);
-    std::vector<int> order(grid_x * grid_y);
+    threads = block_threads;
+    if (grid_x % cluster_x || grid_y % cluster_y) fail("the grid is not made of whole clusters");
+    blocks.resize(cluster_x * cluster_y);
+    for (auto& one : blocks) one.memory = (uint8_t*)std::aligned_alloc(1024, (shared_bytes + 1023) / 1024 * 1024);
+    std::vector<int> order(grid_x * grid_y / (int)blocks.size());
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random);
     for (int i : order) {
-        block_index = {i % grid_x, i / grid_x, 0};
-        run_block(threads);
+        const int x = i % (grid_x / cluster_x) * cluster_x, y = i / (grid_x / cluster_x) * cluster_y;
+        for (int rank = 0; rank < (int)blocks.size(); ++rank)
+            blocks[rank].index = {x + rank % cluster_x, y + rank / cluster_x, 0};
+        run_cluster();
     }
-    std::free(memory);
+    for (auto& one : blocks) std::free(one.memory);
 }
 }  // namespace fibers
 
@@ -150,7 +176,11 @@ inline void run(int grid_x, int grid_y, int threads, uint32_t shared_bytes, int 
 #define blockIdx fibers::block_index
 #define SHARED_MEMORY(name) uint8_t* const name = fibers::memory
 
-inline void __syncthreads() { fibers::meet(fibers::block, (int)fibers::all.size(), 1); }
+inline void __syncthreads() { fibers::meet(fibers::block().everyone, fibers::threads, 1); }
+template <int THREADS> void meet() {
+    if (fibers::thread_index.x >= THREADS) fibers::fail("meets those that it does not belong to");
+    fibers::meet(fibers::block().some, THREADS, 10);
+}
 inline void __syncwarp() { fibers::meet_warp(2); }
 inline void __threadfence() {}
 inline unsigned atomicAdd(unsigned* at, unsigned more) { return (*at += more) - more; }
@@ -163,8 +193,9 @@ inline void copy16(uint32_t to, const void* from, int bytes) {
     fibers::check(to, 16, 16);
     if ((uintptr_t)from % 16 || bytes < 0 || bytes > 16) fibers::fail("copies from an odd address, or odd bytes");
     const fibers::Copy copy{to, from, bytes};
-    if (fibers::early) fibers::land(copy);
-    else fibers::all[fibers::current].open.push_back(copy);
+    if (fibers::early) return fibers::land(copy);
+    std::memset(fibers::memory + to, 255, 16);
+    fibers::all[fibers::current].open.push_back(copy);
 }
 inline void commit() {
     auto& fiber = fibers::all[fibers::current];

@@ -38,26 +38,23 @@ def missing() -> str | None:
     return None
 
 
-def build(kernel: str, macros: Mapping[str, int], edited: str | None = None) -> Path:
-    """The program of a variant, built unless it is there; `edited`: another text of the kernel's source."""
-    files = [
-        *sorted(SOURCES.glob("*.cu*")),
-        HERE / f"{kernel}_on_cpu.cpp",
-        HERE / "cuda_fibers.h",
-        HERE / "cuda_case.h",
-    ]
+def build(kernel: str, macros: Mapping[str, int], edited: Mapping[str, str] | None = None) -> Path:
+    """The program of a variant, built unless it is there; `edited`: other texts of some sources, by name."""
+    edited = edited or {}
+    files = [*sorted(SOURCES.glob("*.cu*")), HERE / f"{kernel}_on_cpu.cpp", *sorted(HERE.glob("cuda_*.h"))]
     flags = [*FLAGS, *(f"-D{name}={value}" for name, value in macros.items())]
-    texts = [path.read_text() for path in files]
-    key = hashlib.sha256("\0".join([*texts, *flags, edited or ""]).encode()).hexdigest()[:16]
+    texts = [edited.get(path.name) or path.read_text() for path in files]
+    key = hashlib.sha256("\0".join([*texts, *flags]).encode()).hexdigest()[:16]
     program = ROOT / "build/native" / f"{kernel}-{key}"
     if program.is_file():
         return program
     program.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=program.parent) as folder:
         folders = [SOURCES, HERE]
-        if edited is not None:
-            (Path(folder) / f"{kernel}.cu").write_text(edited)
-            folders.insert(0, Path(folder))
+        if edited:  # all of them: a header is looked for beside who includes it first
+            for path, text in zip(files, texts, strict=True):
+                (Path(folder) / path.name).write_text(text)
+            folders = [Path(folder)]
         made = Path(folder) / program.name
         command = ["g++", *flags, *(f"-I{one}" for one in folders), "-o", str(made), str(HERE / f"{kernel}_on_cpu.cpp")]
         subprocess.run(command, check=True, timeout=600)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from native import cuda_fibers
 from torch import Tensor
 
 from sparsec.backends.kernel.cuda.panels import form_of, pack
-from sparsec.backends.kernel.cuda.variants import Decode, Gemm, Tile
+from sparsec.backends.kernel.cuda.variants import Decode, Gemm, Tile, Window
 from sparsec.layout import SparseLayout, decompress
 
 # Of a result: half a unit in the last place of bf16 or fp16, and sums of float32 in another order.
@@ -23,26 +25,31 @@ def case(make_layout, pattern: str, rows: int, cols: int, tokens: int, dtype: to
 
 def gemm(
     layout: SparseLayout, x: Tensor, bias: Tensor | None, tile: Tile, activation: str = "none", by_token: bool = True,
-    seed: int = 0, edited: str | None = None,
+    seed: int = 0, edited: Mapping[str, str] | None = None, multicast: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """y (tokens, rows) of gemm.cu; what is not written is NaN, and so are activations that fill a line."""
+    """y (tokens, rows) of gemm.cu, or of window.cu where `multicast` is given.
+
+    What is not written is NaN, and so are activations that fill a line.
+    """
     buffer, (_, rows, cols), tokens = pack(layout, x.dtype), layout.shape, len(x)
     form = form_of(buffer, layout.pattern, rows, cols)
     variant = Gemm(form, x.dtype, tile, activation, by_token)
+    if multicast:
+        variant = Window(form, x.dtype, tile, activation, by_token, multicast)
     lines = torch.nn.functional.pad(x, (0, 0, 0, -tokens % 8), value=torch.nan).T.contiguous()
     y = torch.full((tokens, rows) if by_token else (rows, lines.shape[1]), torch.nan, dtype=x.dtype)
     numbers = [
         *variant.grid(tokens), variant.shared_bytes, seed, rows, cols, tokens, lines.shape[1], y.shape[1], form.panels,
         form.steps,
     ]  # fmt: skip
-    program = cuda_fibers.build("gemm", variant.macros, edited)
+    program = cuda_fibers.build(variant.kernel, variant.macros, edited)
     y = cuda_fibers.launch(program, numbers, [*form.tables(buffer).values(), lines, bias], y)
     return y if by_token else y[:, :tokens].T
 
 
 def decode(
     layout: SparseLayout, x: Tensor, bias: Tensor | None, variant: Decode, splits: int = 1, turned: bool = False,
-    seed: int = 0, edited: str | None = None,
+    seed: int = 0, edited: Mapping[str, str] | None = None,
 ) -> Tensor:  # fmt: skip
     """y (tokens, rows) of decode.cu, launched twice; turned: y is written as (rows, tokens)."""
     buffer, (_, rows, cols), tokens = pack(layout, x.dtype), layout.shape, len(x)

@@ -1,4 +1,4 @@
-"""A layer of a model that runs a packed stream: what `sparsec.attach` puts in the place of a Linear or Conv1D."""
+"""A layer of a model that runs a packed weight: what `sparsec.attach` puts in the place of a Linear or Conv1D."""
 
 from __future__ import annotations
 
@@ -31,13 +31,23 @@ INT8 = Product(int8.pack, int8.int8_linear, int8.unpack)
 class SparseLinear(nn.Module):
     """y = x @ weight.T + bias for inference, of a stream that `product` packed.
 
-    `view`: how the weight of the layer it replaces lies. The weight is held packed only; `weight` unpacks it for code
-    that computes with it, and `reads` counts how often that happened. Whoever would train, save, cast or move the layer
-    gets a UsageError.
+    `view`: how the weight of the layer it replaces lies; `dtype`: what it computes in. The weight is held packed only;
+    `weight` unpacks it for code that computes with it, and `reads` counts how often that happened. Whoever would train,
+    save, cast or move the layer gets a UsageError.
     """
 
-    def __init__(self, product: Product, stream: Tensor, view: WeightView, bias: nn.Parameter | None) -> None:
+    stream: Tensor
+
+    def __init__(
+        self,
+        product: Product,
+        stream: Tensor,
+        view: WeightView,
+        bias: nn.Parameter | None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
+        self.dtype = dtype
         self.register_buffer("stream", stream, persistent=False)
         self.register_parameter("bias", bias)
         self.product, self.view, self.reads = product, view, 0
@@ -45,7 +55,7 @@ class SparseLinear(nn.Module):
         self.training = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in_features) float32; y: (..., out_features)."""
+        """x: (..., in_features) of its dtype; y: (..., out_features)."""
         if self.training:
             raise UsageError(f"{_FOR_INFERENCE}: call model.eval(), or sparsec.detach(model) to train it")
         return self.product.run(x, self.stream, self.bias, self.out_features)  # type: ignore[arg-type]
@@ -57,18 +67,19 @@ class SparseLinear(nn.Module):
 
     def unpacked(self) -> Tensor:
         """The weight as the model's own layer held it."""
-        layout = self.product.unpack(self.stream)  # type: ignore[arg-type]
-        return self.view.to_parameter(decompress(layout, torch.float32))
+        layout = self.product.unpack(self.stream)
+        return self.view.to_parameter(decompress(layout, self.dtype))
 
     def extra_repr(self) -> str:
         """As nn.Linear prints itself."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
-        asked = fn(torch.empty(0))
-        if asked.dtype != torch.float32 or not asked.is_cpu:
+        asked = fn(torch.empty(0, dtype=self.dtype, device=self.stream.device))
+        if asked.dtype != self.dtype or asked.device != self.stream.device:
+            kind, place = str(self.dtype).removeprefix("torch."), self.stream.device
             raise UsageError(
-                f"{_FOR_INFERENCE} in float32 on the CPU; {asked.dtype} on {asked.device} was asked for: "
+                f"{_FOR_INFERENCE} in {kind} on {_words(place)}; {asked.dtype} on {asked.device} was asked for: "
                 "sparsec.detach(model) restores the dense model, which can be cast and moved"
             )
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
@@ -87,16 +98,24 @@ _FOR_INFERENCE = "an attached layer is for inference"
 _DETACH = "sparsec.detach(model), change the dense model, compile and attach again"
 
 
+def _words(place: torch.device) -> str:
+    return "the CPU" if place.type == "cpu" else str(place)
+
+
 class PackedWeight:
     """A stand-in for a layer's weight: `weight.dtype` costs nothing, `weight @ x` unpacks."""
 
-    dtype, device, requires_grad = torch.float32, torch.device("cpu"), False
+    requires_grad = False
     shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
     _layer: SparseLinear
 
     def __init__(self, layer: SparseLinear) -> None:
         object.__setattr__(self, "_layer", layer)
         object.__setattr__(self, "shape", torch.Size(layer.view.parameter))
+        object.__setattr__(self, "dtype", layer.dtype)
+        object.__setattr__(self, "device", layer.stream.device)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise UsageError(f"{_FOR_INFERENCE}, and its weight cannot be written (.{name}): {_DETACH}")

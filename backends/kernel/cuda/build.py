@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 from sparsec.errors import UsageError
 
-HEADER = "device.cuh"
 FIRST_CAPABILITY = (8, 0)  # Ampere: the first GPUs with sparse tensor cores
 _FOLDER = Path(__file__).parent
 _OPTIONS = ("--std=c++17", "--ptxas-options=-v")
@@ -74,31 +73,32 @@ def compile_kernel(kernel: str, macros: Mapping[str, int], arch: str) -> Compile
     """Compile for a GPU. Raises UsageError with the compiler's words."""
     if reason := unavailable():
         raise UsageError(reason)
-    nvrtc, name = _nvrtc(), f"{kernel}.cu"
-    source, header = sources(kernel)
+    nvrtc, found = _nvrtc(), sources(kernel)
+    names, texts = [name.encode() for name in found], [text.encode() for text in found.values()]
     options = [f"--gpu-architecture={arch}", *_OPTIONS, *_defines(macros)]
-    _, program = nvrtc.nvrtcCreateProgram(source.encode(), name.encode(), 1, [header.encode()], [HEADER.encode()])
+    _, program = nvrtc.nvrtcCreateProgram(texts[0], names[0], len(names) - 1, texts[1:], names[1:])
     try:
         (result,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
         words = _text(program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).decode().strip("\0 \n")
         if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             said = " ".join(words.split())[:1000] or result.name
-            raise UsageError(f"{name} does not compile for {arch}: {said}; update nvidia-cuda-nvrtc")
+            raise UsageError(f"{kernel}.cu does not compile for {arch}: {said}; update nvidia-cuda-nvrtc")
         ptx = _text(program, nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX).decode().rstrip("\0")
         return Compiled(_text(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN), ptx, words)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
 
-def sources(kernel: str) -> tuple[str, str]:
-    """The kernel's source and the header that it includes."""
-    return (_FOLDER / f"{kernel}.cu").read_text(), (_FOLDER / HEADER).read_text()
+def sources(kernel: str) -> dict[str, str]:
+    """The kernel's source, then all headers, by name."""
+    files = [_FOLDER / f"{kernel}.cu", *sorted(_FOLDER.glob("*.cuh"))]
+    return {file.name: file.read_text() for file in files}
 
 
 def cache_file(kernel: str, macros: Mapping[str, int], arch: str) -> Path:
     """Where a cubin is kept."""
     version = None if unavailable() else _nvrtc().nvrtcVersion()[1:]
-    stands_for = [*sources(kernel), _defines(macros), arch, _OPTIONS, version]
+    stands_for = [sources(kernel), _defines(macros), arch, _OPTIONS, version]
     key = hashlib.sha256(json.dumps(stands_for).encode()).hexdigest()[:24]
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "sparsec" / "cubins" / f"{kernel}-{arch}-{key}"

@@ -1,7 +1,7 @@
 // What the kernels are written in: PTX as functions, 16-bit numbers, activations. CUDA C++ for NVRTC, sm_80 and later.
 // tests/native/cuda_fibers.h has the same functions for CPUs, and defines ON_CPU.
 //
-// Macros of both kernels:
+// Macros of all kernels:
 //   WINDOW      M of the pattern's window of columns, 4..16; 0: columns come from anywhere
 //   BLOCKS      blocks of rows with columns of their own in a panel of 64 rows: 1, 2, 4
 //   TOKENS      tokens of a thread block, a multiple of 8
@@ -21,7 +21,7 @@ typedef long long int64_t;
 #include <cstdint>
 #endif
 
-#define SHARED_MEMORY(name) extern __shared__ __align__(128) uint8_t name[]
+#define SHARED_MEMORY(name) extern __shared__ __align__(1024) uint8_t name[]
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
@@ -32,6 +32,10 @@ __device__ __forceinline__ void copy16(uint32_t to, const void* from, int bytes)
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT> __device__ __forceinline__ void wait() {  // until at most LEFT groups are in flight
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+template <int THREADS> __device__ __forceinline__ void meet() {  // of the thread block's first THREADS
+    asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory");
 }
 
 __device__ __forceinline__ uint4 stream16(const uint4* p) {  // weights are read once

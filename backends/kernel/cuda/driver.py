@@ -8,20 +8,40 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sparsec.backends.kernel.cuda.build import arch_of, cubin, unavailable
-from sparsec.backends.kernel.cuda.variants import Decode, Device, Gemm
+from sparsec.backends.kernel.cuda.variants import Device, Window
 from sparsec.errors import UsageError
 
 _OTHER_DRIVER = "update the NVIDIA driver, or install cuda-bindings and nvidia-cuda-nvrtc of the CUDA version it has"
 
 _TICKETS = 1024  # enough for 65536 rows
+
+
+class Variant(Protocol):
+    """A kernel with its macros, and what a thread block of it takes; hashable."""
+
+    @property
+    def kernel(self) -> str:
+        """Its source's name, and its function's."""
+
+    @property
+    def macros(self) -> Mapping[str, int]:
+        """What specialises the source."""
+
+    @property
+    def threads(self) -> int:
+        """Of a thread block."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a thread block."""
 
 
 class Gpu(Protocol):
@@ -32,7 +52,7 @@ class Gpu(Protocol):
         """What it offers."""
 
     def launch(
-        self, variant: Gemm | Decode, grid: tuple[int, int], tensors: Sequence[Tensor | None], numbers: Sequence[int]
+        self, variant: Variant, grid: tuple[int, int], tensors: Sequence[Tensor | None], numbers: Sequence[int]
     ) -> None:
         """Run `variant` on the tensors, of which the last one is written, and numbers, in the order of its source."""
 
@@ -50,20 +70,23 @@ class CudaGpu:
         most = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch does not declare it
         self.device = Device(arch, found.multi_processor_count, most)
         self._tickets: dict[int, Tensor] = {}
-        self._functions: dict[Gemm | Decode, Any] = {}
+        self._functions: dict[Variant, Any] = {}
 
     def launch(
-        self, variant: Gemm | Decode, grid: tuple[int, int], tensors: Sequence[Tensor | None], numbers: Sequence[int]
+        self, variant: Variant, grid: tuple[int, int], tensors: Sequence[Tensor | None], numbers: Sequence[int]
     ) -> None:
         with torch.cuda.device(self.index):  # torch makes its context the current one
             function = self._functions.get(variant) or self._load(variant)
-            pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-            types = (*[ctypes.c_void_p] * len(pointers), *TYPES[variant.kernel])
+            values: list[Any] = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+            types: list[type | None] = [ctypes.c_void_p] * len(values)
+            if isinstance(variant, Window):  # takes a map for x; its size and stride are the numbers after the rows
+                values[4] = tensor_map(values[4], *numbers[1:4], variant.lines, variant.dtype)
+                types[4] = None
             stream = torch.cuda.current_stream().cuda_stream
             _ok(
                 _driver().cuLaunchKernel(
                     function, *grid, 1, variant.threads, 1, 1, variant.shared_bytes, stream,
-                    ((*pointers, *numbers), types), 0,
+                    ((*values, *numbers), (*types, *TYPES[variant.kernel])), 0,
                 ),
                 variant.kernel,
             )  # fmt: skip
@@ -77,7 +100,7 @@ class CudaGpu:
                 self._tickets[stream] = _zeros(max(count, _TICKETS))
             return self._tickets[stream]
 
-    def _load(self, variant: Gemm | Decode) -> Any:
+    def _load(self, variant: Variant) -> Any:
         driver, name = _driver(), variant.kernel
         module = _ok(driver.cuModuleLoadData(cubin(name, variant.macros, self.device.arch)), name)
         function = _ok(driver.cuModuleGetFunction(module, name.encode()), name)
@@ -87,10 +110,37 @@ class CudaGpu:
         return function
 
 
+@lru_cache(maxsize=1024)
+def tensor_map(pointer: int, cols: int, tokens: int, stride: int, lines: int, dtype: torch.dtype) -> Any:
+    """How the accelerator finds boxes of 64 tokens and some lines in x [cols][tokens]: swizzled, zeros beyond it.
+
+    Its demands on alignment, lines that begin at multiples of 16 bytes, are gemm.cu's too. Raises UsageError where the
+    driver refuses.
+    """
+    driver = _driver()
+    number = driver.CUtensorMapDataType
+    types = {
+        torch.bfloat16: number.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        torch.float16: number.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+    }
+    result = driver.cuTensorMapEncodeTiled(
+        types[dtype], 2, pointer, [driver.cuuint64_t(size) for size in (tokens, cols)], [driver.cuuint64_t(2 * stride)],
+        [driver.cuuint32_t(size) for size in (64, lines)], [driver.cuuint32_t(1)] * 2,
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )  # fmt: skip
+    return _ok(result, "window")
+
+
 # The numbers of a kernel, as its source declares them.
+_MANY = (ctypes.c_uint32, *[ctypes.c_int32] * 2, *[ctypes.c_int64] * 2, *[ctypes.c_int32] * 2)
 TYPES: dict[str, tuple[type, ...]] = {
-    "gemm": (ctypes.c_uint32, *[ctypes.c_int32] * 2, *[ctypes.c_int64] * 2, *[ctypes.c_int32] * 2),
+    "gemm": _MANY,
+    "window": _MANY,
     "decode": (ctypes.c_uint32, *[ctypes.c_int32] * 2, *[ctypes.c_int64] * 3, *[ctypes.c_int32] * 3),
+    "ceilings": (ctypes.c_int64, *[ctypes.c_int32] * 2),
 }
 
 

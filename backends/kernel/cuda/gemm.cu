@@ -1,7 +1,5 @@
-// y = activation(W x + bias) for many tokens: W as panels, x as [cols][tokens]. See device.cuh for the macros, and
-//   WARPS_M, WARPS_N  warps of a thread block along rows and tokens
-//   PANELS            panels of a warp; 2 needs V a multiple of 128: both read the same activations
-//   BY_TOKEN          1: y is [tokens][rows], 0: [rows][tokens]; y_stride elements from one line to the next
+// y = activation(W x + bias) for many tokens: W as panels, x as [cols][tokens]. See device.cuh and tile.cuh for the
+// macros.
 //
 // A thread block computes WARPS_M * PANELS panels for TOKENS tokens, one step after the other. Of every step it copies
 // the dense window of activations, 16 M lines, to shared memory once for all its warps, three stages deep; ldmatrix
@@ -10,10 +8,9 @@
 // 16-byte pieces of a line are swizzled, so that 8 lines below each other lie in different banks.
 // Reads up to 7 tokens beyond `tokens` (x_stride is a multiple of 8), into results that are not stored.
 #include "device.cuh"
+#include "tile.cuh"
 
-constexpr int THREADS = 32 * WARPS_M * WARPS_N;
-constexpr int TILES = 4 * PANELS;                          // of 16 rows, a warp
-constexpr int CHUNKS = TOKENS / WARPS_N / 8;               // of 8 tokens, a warp
+constexpr int THREADS = WORKERS;
 constexpr int PIECES = TOKENS / 8, LINE = TOKENS * 2;      // of a line: pieces of 16 bytes, bytes
 constexpr int TABLES = WARPS_M * BLOCKS;                   // tables of 64 indices, a step
 constexpr int LINES = WINDOW ? 16 * WINDOW : 64 * TABLES;  // of a stage
@@ -23,7 +20,7 @@ constexpr int INDEX_STAGES = STAGES + INDEX_AHEAD;
 constexpr int AT_ONCE = THREADS / PIECES;                  // lines that all threads copy at once
 static_assert(PANELS == 1 || BLOCKS == 1, "panels of a warp share their columns");
 static_assert(AT_ONCE >= 8 && AT_ONCE % 8 == 0, "a thread's lines have the same swizzle");
-static_assert(TOKENS % (8 * WARPS_N) == 0 && TILES % BLOCKS == 0, "whole tiles");
+static_assert(TILES % BLOCKS == 0, "whole tiles");
 
 // Where a piece of a line lies, in pieces.
 __device__ __forceinline__ int swizzled(int line, int piece) {
@@ -86,12 +83,7 @@ gemm(const uint4* __restrict__ values, const uint4* __restrict__ metadata, const
     };
 
     float sums[TILES][CHUNKS][4];
-#pragma unroll
-    for (int m = 0; m < TILES; ++m)
-#pragma unroll
-        for (int c = 0; c < CHUNKS; ++c)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sums[m][c][i] = 0.f;
+    clear(sums);
 
     const uint4 *value_at[PANELS], *metadata_at[PANELS];
     uint4 first[TILES], second[TILES], marks[PANELS], next_marks[PANELS];
@@ -154,50 +146,5 @@ gemm(const uint4* __restrict__ values, const uint4* __restrict__ metadata, const
         for (int p = 0; p < PANELS; ++p) marks[p] = next_marks[p];
     }
 
-    const int group = lane >> 2, pair = lane & 3;
-#if BY_TOKEN
-    constexpr int ROWS = 64 * PANELS * WARPS_M, TURNED = ROWS + 8;  // of the results by token; 8 keep banks apart
-    uint16_t* turned = (uint16_t*)memory;
-    __syncthreads();  // nobody reads the last stages any more
-#endif
-#pragma unroll
-    for (int m = 0; m < TILES; ++m)
-#pragma unroll
-        for (int high = 0; high < 2; ++high) {
-            const int r = (panel + m / 4) * 64 + m % 4 * 16 + high * 8 + group;
-            const uint32_t row = output_row(rows, r, panels);
-            if (row >= row_count) continue;
-            const float shift = bias ? to_float(bias[row]) : 0.f;
-#pragma unroll
-            for (int c = 0; c < CHUNKS; ++c) {
-                const int token = (warp_n * CHUNKS + c) * 8 + 2 * pair;
-                const float* sum = sums[m][c] + 2 * high;
-                const uint32_t both = to_pair(activated(sum[0] + shift), activated(sum[1] + shift));
-#if BY_TOKEN
-                turned[token * TURNED + r - block_panel * 64] = (uint16_t)both;
-                turned[(token + 1) * TURNED + r - block_panel * 64] = (uint16_t)(both >> 16);
-#else
-                if (first_token + token < tokens)  // the second may be one beyond: y_stride is even
-                    *(uint32_t*)(y + row * y_stride + first_token + token) = both;
-#endif
-            }
-        }
-#if BY_TOKEN
-    __syncthreads();
-    const bool wide = !MOVED && y_stride % 8 == 0;
-    for (int i = thread; i < TOKENS * ROWS / 8; i += THREADS) {
-        const int token = i / (ROWS / 8), r = i % (ROWS / 8) * 8, first_row = block_panel * 64 + r;
-        if (first_token + token >= tokens) break;
-        uint16_t* to_line = y + (first_token + token) * y_stride;
-        const uint16_t* from = turned + token * TURNED + r;
-        if (wide && first_row + 8 <= row_count) {
-            *(uint4*)(to_line + first_row) = *(const uint4*)from;
-            continue;
-        }
-        for (int j = 0; j < 8; ++j) {
-            const uint32_t row = output_row(rows, first_row + j, panels);
-            if (row < row_count) to_line[row] = from[j];
-        }
-    }
-#endif
+    store({rows, bias, y, row_count, tokens, y_stride, panels}, sums, memory, block_panel, first_token);
 }

@@ -1,9 +1,10 @@
 """Put a loaded graph on a GPU: sparse layers on the GPU kernels, everything else on torch's.
 
-1. A layer runs sparse where its pattern has panels and it computes in fp16 or bf16. Others run dense, with the reason.
+1. A layer runs as `choice` says where it computes in fp16 or bf16. Others run dense, with the reason.
 2. Panels are made on the GPU, one layer after the other, and what they were made from stays on the CPU.
 3. int8 V:N:M, whose activations are rounded too, is computed by the portable operator: there is no dense kernel for it.
 4. Results that only other sparse layers read, through arithmetic on each number, lie as those layers read them.
+5. What several sparse layers read is laid out for them once.
 """
 
 from __future__ import annotations
@@ -16,17 +17,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsec import _fx
-from sparsec.backends.kernel.cuda.linear import panel_linear
-from sparsec.backends.kernel.cuda.panels import DTYPES, no_panels, pack
+from sparsec.backend import Verdict
+from sparsec.backends.kernel.cuda.choice import choose
+from sparsec.backends.kernel.cuda.linear import panel_linear, side_by_side
+from sparsec.backends.kernel.cuda.panels import DTYPES, pack
 from sparsec.backends.kernel.fuse import fuse_activations
 from sparsec.errors import UsageError
 from sparsec.lowered import PackedCall, packed_calls, run_dense
 from sparsec.ops import rounds_activations
+from sparsec.semi_structured import compress_weights
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.fx import GraphModule, Node
 
+    from sparsec.backends.kernel.cuda.ceilings import Ceilings
+    from sparsec.cost import TokenRange
     from sparsec.layout import SparseLayout
+    from sparsec.semi_structured import Compress
 
 log = logging.getLogger("sparsec")
 _aten = torch.ops.aten
@@ -44,45 +52,78 @@ def no_kernel(call: PackedCall) -> str | None:
         return f"it computes in {str(call.dtype).removeprefix('torch.')}; compile with --dtype bf16 for the GPU kernels"
     if call.layout.scales is not None:
         return "its values are int8; the GPU kernels take fp16 and bf16"
-    return no_panels(call.layout.pattern)
+    return None
 
 
-def install_on(module: GraphModule, device: torch.device) -> GraphModule:
-    """Replace every call on packed tables by a kernel on panels or by a dense weight, and move the graph. In place."""
-    dense: Counter[str] = Counter()
-    for call in packed_calls(module):
-        if call.view is None and rounds_activations(call.layout):
-            continue  # rule 3
-        if reason := no_kernel(call):
-            dense[reason] += 1
+def install_on(
+    module: GraphModule,
+    device: torch.device,
+    table: Ceilings | None = None,
+    tokens: TokenRange | None = None,
+    compress: Compress | None = None,
+) -> dict[str, Verdict]:
+    """Replace every call on packed tables by what shall run there, and move the graph. In place; tells what runs.
+
+    `table`, `tokens`: what is known of the GPU, and what was declared; see `choice`. `compress`: for torch's 2:4
+    product, where there is one. Raises UsageError where the GPU has no memory left.
+    """
+    calls = packed_calls(module)
+    verdicts = {call.site: verdict(call, table, tokens, compress is not None) for call in calls}
+    for call in calls:
+        kernel = verdicts[call.site].kernel
+        if kernel == "panels":
+            _install(module, call, device)
+        elif kernel != "reference":
             run_dense(module, call)
-            continue
-        _install(module, call, device)
+    dense = Counter(one.reason for one in verdicts.values() if not one.sparse)
     for reason, count in dense.items():
         log.warning("%d sparse weights run dense on the GPU: %s", count, reason)
     fuse_activations(module)
     _fx.prune_unused(module)  # who reads nothing any more must not count as a reader
     lay_side_by_side(module)
+    lay_once(module)
     _fx.prune_unused(module)
     _fx.move(module, device)
+    twos = [f"{site}_dense" for site, one in verdicts.items() if one.kernel == "cuSPARSELt"]
+    if compress is not None and twos:
+        compress_weights(module, twos, compress)
     module.graph.lint()
     module.recompile()
-    return module
+    return verdicts
+
+
+def verdict(call: PackedCall, table: Ceilings | None, tokens: TokenRange | None, two_of_four: bool) -> Verdict:
+    """What runs a weight there, by rules 1 and 3. `two_of_four`: whether torch's 2:4 product may."""
+    layout = call.layout
+    if call.view is None and rounds_activations(layout):
+        return Verdict(call.site, False, "reference", "its activations are rounded to int8; the GPU has no such kernel")
+    if reason := no_kernel(call):
+        return Verdict(call.site, False, "dense", reason)
+    chosen = choose(
+        layout.pattern, *layout.shape[1:], table, tokens, dtype=call.dtype, moved=layout.rows is not None,
+        two_of_four=two_of_four,
+    )  # fmt: skip
+    return Verdict(call.site, chosen.sparse, chosen.kernel, chosen.reason)
 
 
 def _install(module: GraphModule, call: PackedCall, device: torch.device) -> None:
     node, layout, name = call.node, call.layout, f"{call.site}_panels"
     if not _fx.has_tensor(module, name):  # a shared weight is packed once
-        try:
-            _fx.set_tensor(module, name, pack(_there(layout, device), call.dtype))
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise UsageError(
-                f"{call.site}: no memory left on {device} for its panels ({layout.nbytes / 2**20:.0f} MiB of tables); "
-                "free some, or choose another GPU"
-            ) from error
+        _fx.set_tensor(module, name, panels_of(call, device))
     args = (node.args[0], _fx.attribute(module, name, node), node.args[4], layout.shape[1], str(layout.pattern))
     _fx.replace(node, _fx.call(node, panel_linear, args, node.meta[_fx.TYPE], panel_linear.__name__))
+
+
+def panels_of(call: PackedCall, device: torch.device) -> Tensor:
+    """The panels of a call's weight, made there (rule 2). Raises UsageError where there is no memory left."""
+    try:
+        return pack(_there(call.layout, device), call.dtype)
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise UsageError(
+            f"{call.site}: no memory left on {device} for its panels ({call.layout.nbytes / 2**20:.0f} MiB of tables); "
+            "free some, or choose another GPU"
+        ) from error
 
 
 def _there(layout: SparseLayout, device: torch.device) -> SparseLayout:
@@ -101,6 +142,25 @@ def lay_side_by_side(module: GraphModule) -> int:
         new = _fx.call(node, panel_linear, (*args, False), node.meta[_fx.TYPE], node.name)
         _fx.replace(node, new)
     return len(turned & layers)
+
+
+def lay_once(module: GraphModule) -> int:
+    """Rule 5: one copy for all of them, in place of one in each. Returns how many there are."""
+    readers: dict[Node, list[Node]] = {}
+    for node in _fx.calls(module.graph, panel_linear):
+        readers.setdefault(node.args[0], []).append(node)  # type: ignore[arg-type]
+    shared = {x: layers for x, layers in readers.items() if len(layers) > 1 and not _is_turned(x)}
+    for x, layers in shared.items():
+        first = next(node for node in module.graph.nodes if node in layers)
+        copy = _fx.call(first, side_by_side, (x,), x.meta[_fx.TYPE], "side_by_side")
+        for node in layers:
+            node.replace_input_with(x, copy)
+    return len(shared)
+
+
+def _is_turned(x: Node) -> bool:
+    """Whether rule 4 has laid it out already."""
+    return x.target is panel_linear and x.args[6:7] == (False,)
 
 
 def _may_be_turned(node: Node, turned: set[Node], layers: set[Node]) -> bool:

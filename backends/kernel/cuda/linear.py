@@ -88,6 +88,13 @@ def run(
     return y
 
 
+def side_by_side(x: Tensor) -> Tensor:
+    """x (..., cols) with its tokens side by side, as many tokens are multiplied; few, and what is so already, are x."""
+    if records_operators(x) or x.numel() <= MOST_DECODED * x.shape[-1]:
+        return x  # compiled code knows no number of tokens
+    return _by_column(x.reshape(-1, x.shape[-1])).T.reshape(x.shape)
+
+
 def _checked(x: Tensor, panels: Tensor, bias: Tensor | None, out_features: int, pattern: str, activation: str) -> Form:
     """The form of the panels; raises TypeError or ValueError where the arguments do not fit."""
     if x.dtype not in DTYPES:

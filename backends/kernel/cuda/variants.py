@@ -14,6 +14,7 @@ from sparsec.backends.kernel.cuda.panels import ROWS, Form
 Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)  # a name's place is its number in the sources
 
+_PANEL_BYTES = 4096 + 512 + 64  # of a step: values, metadata, and indices of places in a window
 MOST_DECODED = 32  # tokens for which decode.cu is used, where there is a window
 
 
@@ -78,6 +79,46 @@ class Gemm:
 
 
 @dataclass(frozen=True)
+class Window(Gemm):
+    """window.cu, which gives gemm.cu's results.
+
+    multicast: thread blocks that share one copy of activations, and of weights; a cluster is all of them.
+    """
+
+    multicast: tuple[int, int] = (2, 2)
+    kernel: str = field(default="window", init=False)
+
+    @property
+    def macros(self) -> dict[str, int]:
+        return super().macros | dict(zip(("CLUSTER_M", "CLUSTER_N"), self.multicast, strict=True))
+
+    @property
+    def threads(self) -> int:
+        return super().threads + 128
+
+    @property
+    def lines(self) -> int:
+        """Of the window, a thread block copies to all that share it."""
+        return 16 * self.form.window // self.multicast[0]
+
+    @property
+    def stage_bytes(self) -> int:
+        """A step's window and panels, up to a multiple of 1024, and two barriers."""
+        tile = self.tile
+        step = 32 * self.form.window * tile.tokens + tile.warps_m * tile.panels * _PANEL_BYTES
+        return math.ceil(step / 1024) * 1024 + 16
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.tile.stages * self.stage_bytes
+
+    def grid(self, tokens: int) -> tuple[int, int]:
+        """Whole clusters."""
+        (along_tokens, along_rows), (rows, columns) = super().grid(tokens), self.multicast
+        return math.ceil(along_tokens / columns) * columns, math.ceil(along_rows / rows) * rows
+
+
+@dataclass(frozen=True)
 class Decode:
     """decode.cu for the weights of a form: at most `tokens` tokens, 8, 16 or 32."""
 
@@ -117,7 +158,7 @@ class Decode:
 
 
 def common_macros(form: Form, dtype: torch.dtype, activation: Activation) -> dict[str, int]:
-    """Those of both kernels."""
+    """Those of all kernels."""
     return {
         "WINDOW": form.window, "BLOCKS": form.blocks, "MOVED": int(form.moved), "FP16": int(dtype == torch.float16),
         "ACTIVATION": ACTIVATIONS.index(activation),
@@ -128,10 +169,12 @@ def common_macros(form: Form, dtype: torch.dtype, activation: Activation) -> dic
 def gemm(
     form: Form, dtype: torch.dtype, tokens: int, device: Device, activation: Activation = "none", by_token: bool = True
 ) -> Gemm:
-    """The tile that is expected to be fastest for so many tokens: a model, not measured.
+    """The variant of gemm.cu, or of window.cu, that is expected to be fastest for so many tokens: not measured.
 
-    A round of thread blocks takes time for its tokens, and for reading the weights, as for 32 tokens more.
+    A round of thread blocks of gemm.cu takes time for its tokens, and for reading the weights, as for 32 tokens more.
     """
+    if not no_window(form, tokens, device):
+        return _window(form, dtype, tokens, device, activation, by_token)
 
     def rounds(one: Gemm) -> int:
         return math.ceil(math.prod(one.grid(tokens)) / device.multiprocessors) * (one.tile.tokens + 32)
@@ -140,6 +183,31 @@ def gemm(
     fitting = [one for one in fitting if one.shared_bytes <= device.shared_bytes]
     # 16 rows that gather on their own need much memory: half as many rows fit the smallest GPU.
     return min(fitting, key=rounds, default=Gemm(form, dtype, Tile(32, 2, 2, 1, 2), activation, by_token))
+
+
+def no_window(form: Form, tokens: int, device: Device) -> str | None:
+    """Why gemm.cu multiplies so many tokens, and not window.cu, or None."""
+    if device.arch != "sm_90a":
+        return f"window.cu is for Hopper (sm_90a), and this GPU is {device.arch}"
+    if not form.window:
+        return f"{form.pattern}: columns from anywhere have no window"
+    if form.blocks > 1:
+        return f"{form.pattern}: {form.blocks} blocks of rows in a panel have columns of their own"
+    blocks = math.prod(_window(form, torch.bfloat16, tokens, device).grid(tokens))
+    if blocks < device.multiprocessors:
+        return f"{blocks} thread blocks for {tokens} tokens leave some of {device.multiprocessors} processors idle"
+    return None
+
+
+def _window(
+    form: Form, dtype: torch.dtype, tokens: int, device: Device, activation: Activation = "none", by_token: bool = True
+) -> Window:
+    """As many stages as fit; two thread blocks of a cluster along each side, unless that wastes much of the grid."""
+    shape = (128, 2, 4, 2) if _shared(form) else (128, 4, 2, 1)
+    single = Window(form, dtype, Tile(*shape, stages=1), activation, by_token, (1, 1))
+    stages = min(5, device.shared_bytes // single.stage_bytes)
+    along_tokens, along_rows = (2 if count % 2 == 0 or count > 8 else 1 for count in single.grid(tokens))
+    return Window(form, dtype, Tile(*shape, stages=stages), activation, by_token, (along_rows, along_tokens))
 
 
 def decode(form: Form, dtype: torch.dtype, tokens: int, device: Device, activation: Activation = "none") -> Decode:
@@ -160,6 +228,10 @@ def splits(variant: Decode, device: Device) -> int:
 
 def _tiles(form: Form) -> list[Tile]:
     """All that compile for a form, best first where they take as long."""
-    shared = getattr(form.pattern, "v", 128) % 128 == 0  # 2:4 shares its columns always
-    wide = [Tile(128, 2, 4, 2, stages) for stages in (3, 2)] if shared and form.window else []
+    wide = [Tile(128, 2, 4, 2, stages) for stages in (3, 2)] if _shared(form) and form.window else []
     return wide + [Tile(tokens, stages=stages) for tokens in (128, 64, 32) for stages in (3, 2)]
+
+
+def _shared(form: Form) -> bool:
+    """Whether two panels of a warp have the same columns; those of 2:4 are all there are."""
+    return getattr(form.pattern, "v", 128) % 128 == 0

@@ -18,7 +18,7 @@ from sparsec.backends.kernel.cpu import int8, library
 from sparsec.backends.kernel.cpu.linear import run, stream_linear
 from sparsec.backends.kernel.cpu.stream import pack
 from sparsec.backends.kernel.install import install_kernels
-from sparsec.errors import ArtifactError
+from sparsec.errors import ArtifactError, UsageError
 from sparsec.layout import compress, stored_as
 from sparsec.pattern import Pattern
 
@@ -44,6 +44,12 @@ def stream() -> Tensor:
 def test_other_number_types_are_refused_by_name(artifact: Path, dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=f"run float32 on the CPU; found {dtype}"):
         sparsec.load(artifact)(random(2, 5).to(dtype))
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (5,), (1, 2, 5)])
+def test_other_sizes_than_were_traced_are_refused_by_name(artifact: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"input x: expected float32\[tokens, 5\], found .* name those that vary"):
+        sparsec.load(artifact)(random(*shape))
 
 
 def test_any_strides_give_the_numbers_of_a_contiguous_copy(artifact: Path) -> None:

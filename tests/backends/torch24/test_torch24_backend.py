@@ -22,12 +22,12 @@ from sparsec import PassManager, _fx, store, trace
 from sparsec.backend import CheckData, tolerance_of
 from sparsec.backends.torch24.backend import Torch24Backend
 from sparsec.backends.torch24.checks import conversion_fault
-from sparsec.backends.torch24.kernels import multiples, takes
 from sparsec.backends.torch24.runtime import CudaModule, install
 from sparsec.errors import ArtifactError, PatternError, UsageError
 from sparsec.layout import compress, decompress
 from sparsec.pattern import Pattern
 from sparsec.program import Program, read_graph
+from sparsec.semi_structured import multiples, takes
 
 BF16_OF_64 = 2e-2  # two layers of 64 products, each rounded to 8 bits, of the largest output
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")

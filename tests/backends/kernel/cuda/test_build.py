@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from native import sass
 
-from sparsec.backends.kernel.cuda import build
+from sparsec.backends.kernel.cuda import build, variants
 from sparsec.backends.kernel.cuda.panels import Form
-from sparsec.backends.kernel.cuda.variants import ACTIVATIONS, Decode, Device, Gemm, decode, gemm, splits
+from sparsec.backends.kernel.cuda.variants import ACTIVATIONS, Decode, Device, Gemm, Window, decode, gemm, splits
 from sparsec.errors import UsageError
 from sparsec.pattern import Pattern
 
@@ -32,13 +33,16 @@ PATTERNS = (
 
 
 def chosen(arch: str, patterns: tuple[str, ...] = PATTERNS) -> list[Gemm | Decode]:
-    """Variants that a GPU of this arch runs: of each pattern one for many and one for few tokens."""
+    """Variants that a GPU of this arch runs: of each pattern one for more and one for few tokens, on Hopper another
+    for many."""
     device, found = Device(arch, 132, SHARED[arch]), []
     for number, pattern in enumerate(patterns):
         form = Form(Pattern.parse(pattern), 4096, 4096, moved="strip" in pattern)
         dtype, activation = (torch.bfloat16, torch.float16)[number % 2], ACTIVATIONS[number % 5]
-        many, few = ((4096, 1), (200, 16), (40, 32))[number % 3]
+        many, few = ((1000, 1), (200, 16), (40, 32))[number % 3]
         found.append(gemm(form, dtype, many, device, activation, by_token=bool(number % 3)))
+        window = gemm(form, dtype, 4096, device, activation, by_token=bool(number % 2))
+        found += [window] if isinstance(window, Window) else []
         if form.window:
             found.append(decode(form, dtype, few, device, activation))
     return found
@@ -52,16 +56,25 @@ def check(one: Gemm | Decode, arch: str) -> None:
     registers = int(re.search(r"Used (\d+) registers", log)[1])
 
     assert cubin[:4] == b"\x7fELF"
+    assert "setmaxnreg" not in log, "registers do not move between warps"
     assert [0, 0, 0] == spilled, one
     assert registers * one.threads <= 65536, one
-    assert 2 * 4 * tiles.panels * chunks == ptx.count("mma.sp::ordered_metadata"), one  # a step, unrolled
-    assert ptx.count("mma.") == ptx.count("mma.sp::ordered_metadata"), one
+    products = 2 * 4 * tiles.panels * chunks  # a step, unrolled
+    assert products == ptx.count("mma.sp::ordered_metadata") == ptx.count("mma."), one
+    if sass.disassembler():
+        code = sass.instructions(cubin)
+        sparse = sum("HMMA.SP.16832.F32" in instruction for instruction in code)
+        assert sparse == sum("MMA" in instruction for instruction in code) >= products, one
+        assert sparse == products or one.kernel == "decode", one  # whose loop the assembler splits
+        assert not [instruction for instruction in code if re.search(r"\b(LDL|STL)\b", instruction)], one
 
 
 @needs_nvrtc
-def test_gemm_and_decode_compile_for_hopper() -> None:
-    for one in chosen("sm_90a", ("64:2:8",)):
+def test_each_kernel_compiles_for_hopper() -> None:
+    found = chosen("sm_90a", ("64:2:8",))
+    for one in found:
         check(one, "sm_90a")
+    assert ["gemm", "window", "decode"] == [one.kernel for one in found]
 
 
 @needs_nvrtc
@@ -118,6 +131,21 @@ def test_gpus_have_their_names() -> None:
     assert ["sm_80", "sm_89", "sm_90a", "sm_100a"] == [build.arch_of(one) for one in ((8, 0), (8, 9), (9, 0), (10, 0))]
     with pytest.raises(UsageError, match=r"compute capability 7.5"):
         build.arch_of((7, 5))
+
+
+def test_window_is_chosen_on_hopper_where_thread_blocks_fill_it() -> None:
+    hopper, form = Device("sm_90a", 132, SHARED["sm_90a"]), Form(Pattern.parse("64:2:8"), 4096, 4096)
+    assert ["gemm", "window"] == [gemm(form, torch.bfloat16, tokens, hopper).kernel for tokens in (1000, 4096)]
+    for other, device, words in [
+        (form, hopper, "128 thread blocks for 1000 tokens leave some of 132 processors idle"),
+        (form, Device("sm_100a", 132, SHARED["sm_100a"]), "this GPU is sm_100a"),
+        (Form(Pattern.parse("32:2:8"), 4096, 4096), hopper, "32:2:8: 2 blocks of rows"),
+        (Form(Pattern.parse("64:2:8@strip"), 4096, 4096), hopper, "no window"),
+    ]:
+        assert words in str(variants.no_window(other, 1000, device))
+    odd = gemm(Form(Pattern.parse("128:2:5"), 200, 4096), torch.float16, 128 * 1001, hopper)
+    assert isinstance(odd, Window)
+    assert ((1, 2), (1002, 1), 5) == (odd.multicast, odd.grid(128 * 1001), odd.tile.stages)  # one panel of rows
 
 
 @pytest.mark.parametrize("arch", SHARED)

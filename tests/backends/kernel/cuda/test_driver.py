@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import re
 import types
 from contextlib import nullcontext
@@ -22,10 +23,10 @@ C_TYPES = {"uint32_t": ctypes.c_uint32, "int": ctypes.c_int32, "int64_t": ctypes
 
 
 def declared(kernel: str) -> tuple[int, list[type]]:
-    """How many pointers a kernel's source takes, then the types of its numbers."""
+    """How many pointers and maps a kernel's source takes, then the types of its numbers."""
     text = (cuda_fibers.SOURCES / f"{kernel}.cu").read_text()
     parameters = re.search(rf"\b{kernel}\(([^)]*)\)", text)[1].split(",")
-    numbers = [C_TYPES[one.split()[0]] for one in parameters if "*" not in one]
+    numbers = [C_TYPES[one.split()[0]] for one in parameters if one.split()[0] in C_TYPES]
     return len(parameters) - len(numbers), numbers
 
 
@@ -37,6 +38,12 @@ class Driver:
     """cuda.bindings.driver, as far as it is called."""
 
     CUfunction_attribute = types.SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
+    CUtensorMapDataType = types.SimpleNamespace(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16=9, CU_TENSOR_MAP_DATA_TYPE_FLOAT16=6)
+    CUtensorMapInterleave = types.SimpleNamespace(CU_TENSOR_MAP_INTERLEAVE_NONE=0)
+    CUtensorMapSwizzle = types.SimpleNamespace(CU_TENSOR_MAP_SWIZZLE_128B=3)
+    CUtensorMapL2promotion = types.SimpleNamespace(CU_TENSOR_MAP_L2_PROMOTION_L2_256B=3)
+    CUtensorMapFloatOOBfill = types.SimpleNamespace(CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE=0)
+    cuuint32_t = cuuint64_t = int
 
     def __init__(self, refuses: bool = False) -> None:
         self.refuses, self.loaded, self.launches = Result(200 * refuses), 0, []
@@ -51,6 +58,9 @@ class Driver:
     def cuFuncSetAttribute(self, *_: Any) -> tuple[Any, ...]:
         return (Result(0),)
 
+    def cuTensorMapEncodeTiled(self, *arguments: Any) -> tuple[Any, ...]:
+        return self.refuses, arguments
+
     def cuLaunchKernel(self, *arguments: Any) -> tuple[Any, ...]:
         self.launches.append(arguments)
         return (Result(0),)
@@ -60,6 +70,7 @@ class Driver:
 def cuda(monkeypatch) -> Driver:
     """A machine with one Hopper GPU, as far as torch and the driver are asked."""
     made = Driver()
+    driver.tensor_map.cache_clear()
     hopper = types.SimpleNamespace(
         major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=232448, name="H200"
     )
@@ -80,17 +91,37 @@ def launched(make_layout, cuda: Driver, tokens: int, gpu: driver.CudaGpu) -> tup
     return cuda.launches[-1]
 
 
-@pytest.mark.parametrize(("kernel", "tokens"), [("gemm", 40), ("decode", 3)])
-def test_arguments_are_those_of_the_source(make_layout, cuda: Driver, kernel: str, tokens: int) -> None:
+def small_gpu() -> driver.CudaGpu:
+    """One processor, which a few thread blocks of window.cu fill."""
     gpu = driver.CudaGpu(0)
+    gpu.device = dataclasses.replace(gpu.device, multiprocessors=1)
+    return gpu
+
+
+@pytest.mark.parametrize(("kernel", "tokens"), [("gemm", 40), ("decode", 3), ("window", 40)])
+def test_arguments_are_those_of_the_source(make_layout, cuda: Driver, kernel: str, tokens: int) -> None:
+    gpu = small_gpu() if kernel == "window" else driver.CudaGpu(0)
     function, *shape, stream, (values, types), extra = launched(make_layout, cuda, tokens, gpu)
     pointers, numbers = declared(kernel)
 
     assert (kernel, 77, 0) == (function, stream, extra)
-    assert (*[ctypes.c_void_p] * pointers, *numbers) == types
+    tensors = [ctypes.c_void_p] * pointers
+    if kernel == "window":
+        tensors[4], values = None, (*values[:4], values[4][2], *values[5:])  # a map; the address in it
+    assert (*tensors, *numbers) == types
     assert len(types) == len(values) and all(isinstance(value, int) for value in values)
     assert shape[2] == shape[4] == shape[5] == 1 and shape[6] <= 232448
     assert 0 == values[3] and all(values[:3])  # no table of rows
+
+
+def test_a_map_tells_where_the_activations_are(make_layout, cuda: Driver) -> None:
+    *_, ((*_, x, _, _, rows, cols, tokens, stride, _, _, _), _), _ = launched(make_layout, cuda, 300, small_gpu())
+    dtype, rank, address, sizes, strides, box, steps, *modes = x
+
+    assert (9, 2, [300, 2080], [608], [1, 1], [0, 3, 3, 0]) == (dtype, rank, sizes, strides, steps, modes)
+    assert [64, 128] == box  # one row of thread blocks: each copies all lines of its window
+    assert 0 == address % 16
+    assert (70, 2080, 300, 304) == (rows, cols, tokens, stride)
 
 
 def test_a_kernel_is_loaded_once_and_counters_are_kept_by_stream(make_layout, cuda: Driver, monkeypatch) -> None:
@@ -106,5 +137,6 @@ def test_a_kernel_is_loaded_once_and_counters_are_kept_by_stream(make_layout, cu
 
 def test_a_driver_that_is_too_old_is_told(make_layout, cuda: Driver) -> None:
     cuda.refuses = Result(200)
-    with pytest.raises(UsageError, match=r"refuses \(CUDA_ERROR_INVALID_IMAGE\); update the NVIDIA driver"):
-        launched(make_layout, cuda, 3, driver.CudaGpu(0))
+    for tokens, gpu in ((3, driver.CudaGpu(0)), (40, small_gpu())):
+        with pytest.raises(UsageError, match=r"refuses \(CUDA_ERROR_INVALID_IMAGE\); update the NVIDIA driver"):
+            launched(make_layout, cuda, tokens, gpu)

@@ -74,6 +74,25 @@ def test_x_of_any_strides(make_layout, tokens: int, cols: int, by_token: bool) -
     assert ({"decode"} if tokens == 3 else {"gemm", "decode"}) == set(gpu.ran)
 
 
+class Hopper(Emulated):
+    """One processor, which a few thread blocks of window.cu fill, two stages in its shared memory."""
+
+    device = Device("sm_90a", 1, 80000)
+
+
+@emulates
+@pytest.mark.slow
+def test_many_tokens_on_hopper(make_layout) -> None:
+    layout, x, bias = case(make_layout, "64:2:5", 270, 501, 140)
+    panels, gpu = pack(layout, BF16), Hopper()
+    for by_token in (True, False):
+        for one in (x, x.T.contiguous().T[3:], x.view(2, 70, 501)):
+            y = run(one, panels, bias, 270, "64:2:5", "gelu", by_token, gpu)
+
+            assert_close(expected(layout, one, bias, "gelu"), y)
+    assert {"window"} == set(gpu.ran)
+
+
 @emulates
 @pytest.mark.slow
 def test_one_layer_reads_what_the_other_left_without_a_copy(make_layout, monkeypatch) -> None:

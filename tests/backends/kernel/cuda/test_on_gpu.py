@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from native.gpu_kernels import assert_close, case, expected
 
-from sparsec.backends.kernel.cuda.driver import no_gpu
-from sparsec.backends.kernel.cuda.linear import panel_linear
+from sparsec.backends.kernel.cuda.driver import CudaGpu, no_gpu
+from sparsec.backends.kernel.cuda.linear import panel_linear, run
 from sparsec.backends.kernel.cuda.panels import pack
 
 pytestmark = pytest.mark.skipif(no_gpu() is not None, reason=str(no_gpu()))
 BF16, FP16 = torch.bfloat16, torch.float16
+HOPPER = no_gpu() is None and torch.cuda.get_device_capability() == (9, 0)
 
 
 def on_gpu(make_layout, pattern: str, rows: int, cols: int, tokens: int, dtype: torch.dtype = BF16) -> tuple:
@@ -37,6 +40,31 @@ def test_products(make_layout, pattern: str, rows: int, cols: int, dtype: torch.
         y = panel_linear(x, panels, bias, rows, str(layout.pattern), "gelu", by_token)
 
         assert_close(reference, y.cpu())
+
+
+@pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
+@pytest.mark.parametrize("tokens", [33, 128, 515, 4096])
+@pytest.mark.parametrize(
+    ("pattern", "rows", "cols", "dtype"),
+    [
+        ("2:4", 130, 203, FP16), ("64:2:5", 1000, 1003, BF16), ("64:2:8", 1024, 4096, BF16),
+        ("128:2:8", 1030, 2048, FP16), ("64:2:16", 512, 4000, BF16), ("192:2:7", 700, 3000, FP16),
+    ],
+)  # fmt: skip
+def test_window_gives_the_bits_of_gemm(
+    make_layout, pattern: str, rows: int, cols: int, dtype: torch.dtype, tokens: int
+) -> None:
+    layout, x, bias, panels = on_gpu(make_layout, pattern, rows, cols, tokens, dtype)
+    window, gemm = CudaGpu(0), CudaGpu(0)
+    window.device = dataclasses.replace(window.device, multiprocessors=1)  # few thread blocks fill it
+    gemm.device = dataclasses.replace(gemm.device, multiprocessors=1 << 20)  # nothing does
+    reference = expected(layout, x.cpu(), bias.cpu(), "gelu")
+    for by_token in (True, False):
+        found, same = (run(x, panels, bias, rows, pattern, "gelu", by_token, gpu) for gpu in (window, gemm))
+
+        assert_close(reference, found.cpu())
+        assert torch.equal(same, found)
+    assert [{"window"}, {"gemm"}] == [{one.kernel for one in gpu._functions} for gpu in (window, gemm)]
 
 
 def test_a_stream_of_ones_own_and_a_captured_graph(make_layout) -> None:
