@@ -73,5 +73,5 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.installed-rtx: $(VENV)/.installed-dev  # 270 MB: test-all builds TensorRT engines and CUDA kernels, without a GPU
-	$(BIN)/pip install -q --disable-pip-version-check -e ".[rtx,cuda]"
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[rtx,cuda]" "nvidia-cuda-nvdisasm>=13,<14"
 	touch $@
