@@ -43,8 +43,9 @@ class MaskTraining(TrainingPass):
     by the norm of those of the weights. The paper has neither N:M nor V:N:M.
     Not established: where its path ends, so `end` is ours; it picks checkpoints only after .7 of the steps. `score_lr`
     is its rate for MNLI, in some 60000 steps: a score moves by about the rate in each, so some hundred steps need a
-    rate such as 1e-3. State: 13 bytes a weight and none of Adam's 8, and the masked copy of the weights in each
-    forward; at the end one byte.
+    rate such as 3e-4 for 90 % zeros and 1e-4 for 50 %; 1e-3 ended worse than magnitude, or in guessing
+    (docs/results/training.md, accuracy.md). State: 13 bytes a weight and none of Adam's 8, and the masked copy of the
+    weights in each forward; at the end one byte.
     """
 
     name: ClassVar[str] = "mask-training"

@@ -17,7 +17,7 @@ from examples.studies import study
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "docs" / "results"
-NAMES = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("__init__", "__main__", "study"))
+NAMES = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("__init__", "__main__", "study", "minilm"))
 
 
 def main() -> int:
@@ -29,12 +29,15 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("SPARSEC_DATA", "../shared/data")))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sparsec-studies")
     parser.add_argument("--out", type=Path, help="results, a line each; default docs/results/data/NAME.jsonl")
-    parser.add_argument("--report", type=Path, nargs="?", const=RESULTS / "training.md", help="only write this page")
+    parser.add_argument("--report", type=Path, nargs="?", const=Path(), help="only write this page; default: its own")
     asked = parser.parse_args()
     found: study.Study = importlib.import_module(f"examples.studies.{asked.name}").STUDY
     out = asked.out or RESULTS / "data" / f"{asked.name}.jsonl"
     if asked.report:
-        study.write_report(found, study.read(out), asked.report)
+        page = RESULTS / found.page if asked.report == Path() else asked.report
+        study.write_report(found, study.read(out), page)
+        if found.plot:
+            found.plot(study.read(out), page.parent)
         return 0
     arms = [arm for arm in found.arms if asked.only in f"{arm.arm} {arm.pattern} seed {arm.seed}"]
     place = study.Place(asked.data, asked.work, asked.device)

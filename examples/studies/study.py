@@ -4,16 +4,19 @@
 2. An arm is not started when the longest one so far would not fit into what is left of the budget.
 3. Seconds are CPU seconds of this process; on another device they are seconds.
 4. An arm that fails stops the run: no line, no gap in the table that nobody sees.
+5. A study may keep its programs in the work folder. There an arm goes on from the kept one of its pattern and seed with
+   whose passes its own begin, and its seconds are those of the rest. What is kept is of the CPU.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,6 +58,8 @@ class Start:
     program: Program
     resources: Mapping[str, Any]
     judge: Callable[[Program], Mapping[str, float]]
+    others: Mapping[str, Program] = field(default_factory=dict)
+    """What the arms of these names start from instead."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,21 @@ class Study:
     metrics: Sequence[str]
     """That are shown."""
     baseline: str = ""
-    """The arm that the others of its pattern are compared with, seed by seed."""
+    """The arm that others are compared with, seed by seed: the one of their pattern, or else the dense one."""
+    page: str = "training.md"
+    """Of docs/results, where its table belongs."""
+    keep: bool = False
+    """Rule 5."""
+    measure: Callable[[Arm, Start, Place], Mapping[str, float]] | None = None
+    """In place of passes and judge, for a study of what another one keeps."""
+    plot: Callable[[Sequence[Line], Path], None] | None = None
+    """Draws the results into a folder, beside the page."""
 
 
 def run(study: Study, out: Path, place: Place, minutes: float, say: Callable[[str], None] = print) -> int:
     """Run what has no result and append it to `out`, for so many minutes. Returns how many arms are left."""
+    if study.keep and place.device != "cpu":
+        raise UsageError(f"study {study.name} keeps programs, and they are loaded to the CPU: leave out --device")
     seconds = time.process_time if place.device == "cpu" else time.perf_counter  # rule 3
     begun, lines = seconds(), read(out)
     left = [arm for arm in study.arms if not _found(lines, study, arm)]  # rule 1
@@ -107,22 +122,51 @@ def _key(study: Study, arm: Arm) -> Line:
 
 
 def _line(study: Study, arm: Arm, start: Start, place: Place) -> Line:
-    program, curves = start.program, {}
-    if arm.passes:
-        if arm.pattern:
-            program = program.replace(sites=program.sites.with_targets({"*": arm.pattern}))
-        context = Context(seed=arm.seed, resources=dict(start.resources))
-        program, reports = PassManager.parse(arm.passes).run_reported(program, context)
-        curves = {k: [v[0][1], v[-1][1]] for report in reports for k, v in report.data.get("curves", {}).items()}
+    metrics, curves = (study.measure(arm, start, place), {}) if study.measure else _judged(study, arm, start, place)
     return {
         **_key(study, arm),
-        "metrics": dict(start.judge(program)),
+        "metrics": dict(metrics),
         "curves": curves,  # first and last value of each
         "commit": _commit(),
         "versions": {name: version(name) for name in ("sparsec", "torch", "transformers")},
         "threads": torch.get_num_threads(),
         "device": place.device,
     }
+
+
+def _judged(study: Study, arm: Arm, start: Start, place: Place) -> tuple[Mapping[str, float], Line]:
+    """An arm's metrics and curves."""
+    program, passes = _beginning(study, arm, start, place)
+    curves: Line = {}
+    if passes:
+        context = Context(seed=arm.seed, resources=dict(start.resources))
+        program, reports = PassManager.parse(passes).run_reported(program, context)
+        curves = {k: [v[0][1], v[-1][1]] for report in reports for k, v in report.data.get("curves", {}).items()}
+        if study.keep:
+            program.save(kept(study, arm, place), force=True)
+    return start.judge(program), curves
+
+
+def _beginning(study: Study, arm: Arm, start: Start, place: Place) -> tuple[Program, str]:
+    """What an arm goes on from, and the passes that are left (rule 5)."""
+    parts = [part.strip() for part in arm.passes.split("|")]
+    for done in range(len(parts) if study.keep else 0, 0, -1):
+        folder = kept(study, replace(arm, passes=" | ".join(parts[:done])), place)
+        if folder.exists():
+            program, trained = Program.load(folder), dict(start.program.module.named_parameters())
+            for name, parameter in program.module.named_parameters():  # a saved program does not say which are frozen
+                parameter.requires_grad_(name not in trained or trained[name].requires_grad)
+            return program, " | ".join(parts[done:])
+    program = start.others.get(arm.arm, start.program)
+    if arm.pattern:
+        program = program.replace(sites=program.sites.with_targets({"*": arm.pattern}))
+    return program, arm.passes
+
+
+def kept(study: Study, arm: Arm, place: Place) -> Path:
+    """Where an arm's program is kept; of equal passes, pattern and seed there is one, whatever the arms are called."""
+    key = json.dumps([arm.passes, arm.pattern, arm.seed])
+    return place.work / study.name / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _commit() -> str:
@@ -141,7 +185,8 @@ def table(study: Study, lines: Sequence[Line]) -> str:
     heads = [head for name in study.metrics for head in (name, *([f"minus {study.baseline}"] * bool(study.baseline)))]
     rows = [["pattern", "arm", *heads, "n", "CPU s"], ["---"] * (4 + len(heads))]
     for (pattern, name), own in groups.items():
-        base, cells = groups.get((pattern, study.baseline), {}), []
+        base = groups.get((pattern, study.baseline)) or groups.get(("", study.baseline), {})
+        cells: list[str] = []
         for metric in study.metrics:
             cells.append(spread([line["metrics"][metric] for line in own.values()]))
             if study.baseline:

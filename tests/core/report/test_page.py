@@ -207,7 +207,7 @@ def test_the_dense_model_is_drawn_where_it_can_be_loaded(
 ) -> None:
     net = made(lambda: nn.Sequential(nn.Linear(20, 32), nn.GELU(), nn.Linear(32, 40), nn.ReLU(), nn.Linear(40, 3)))
     program = trace(net, [random(6, 20)])
-    monkeypatch.setattr("sparsec.report.before.load_model", lambda *_: Loaded(program, (), ""))
+    monkeypatch.setattr("sparsec.report.before.load_model", lambda *_, **__: Loaded(program, (), ""))
 
     found = Page(write(artifact, tmp_path / "r.html", before=True))
 
@@ -217,7 +217,7 @@ def test_the_dense_model_is_drawn_where_it_can_be_loaded(
 
 def test_another_model_is_not_drawn_as_before(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = trace(made(lambda: nn.Sequential(nn.Linear(20, 31), nn.ReLU(), nn.Linear(31, 3))), [random(6, 20)])
-    monkeypatch.setattr("sparsec.report.before.load_model", lambda *_: Loaded(program, (), ""))
+    monkeypatch.setattr("sparsec.report.before.load_model", lambda *_, **__: Loaded(program, (), ""))
 
     with pytest.raises(UsageError, match="has none of the 2 sparse weights by name and shape"):
         write(artifact, tmp_path / "r.html", before=True)
