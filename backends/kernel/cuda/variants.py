@@ -211,12 +211,22 @@ def _window(
 
 
 def decode(form: Form, dtype: torch.dtype, tokens: int, device: Device, activation: Activation = "none") -> Decode:
-    """For at most MOST_DECODED tokens, of a form with a window; two panels where there are enough of them for all."""
+    """For at most MOST_DECODED tokens, of a form with a window.
+
+    Two panels of a thread block read a window once. That counts from 9 tokens on, where windows are as much to read as
+    weights: there they need no more than a thread block for every multiprocessor.
+    """
     padded = next(size for size in (8, 16, MOST_DECODED) if size >= tokens)
-    panels = 2 if padded <= 16 and form.panels >= 4 * device.multiprocessors else 1
-    sizes = (Decode(form, dtype, padded, panels, warps, 2, activation) for warps in (8, 4, 2))
-    # Half of the shared memory, so that two thread blocks fit a multiprocessor.
-    return next(one for one in sizes if one.shared_bytes <= device.shared_bytes // 2 or one.warps == 2)
+
+    def of(panels: int) -> Decode:
+        sizes = (Decode(form, dtype, padded, panels, warps, 2, activation) for warps in (8, 4, 2))
+        # Half of the shared memory, so that two thread blocks fit a multiprocessor.
+        return next(one for one in sizes if one.shared_bytes <= device.shared_bytes // 2 or one.warps == 2)
+
+    two = of(2)
+    blocks = math.prod(two.grid(splits(two, device) if padded > 8 else 1))
+    enough = device.multiprocessors * (1 if padded > 8 else 2)
+    return two if padded <= 16 and blocks >= enough else of(1)
 
 
 def splits(variant: Decode, device: Device) -> int:
