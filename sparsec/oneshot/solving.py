@@ -1,12 +1,10 @@
-"""Prune one matrix: the damped least-squares problem that it stands for, and the solvers by name."""
+"""Prune one matrix: the solvers by name, and what all of them must give."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
 from sparsec.columns import Solver as Columns
@@ -15,6 +13,7 @@ from sparsec.intersection import Intersection
 from sparsec.oneshot import refit
 from sparsec.oneshot.alps import alps
 from sparsec.oneshot.moments import Moments, Need
+from sparsec.oneshot.problem import Given, Problem
 from sparsec.oneshot.scores import SCORES, Facts, Normalise, Score, normalised
 from sparsec.oneshot.selecting import Projection, selection_of
 from sparsec.oneshot.sweep import sweep, sweep_strips
@@ -33,8 +32,6 @@ Calibration = Literal["asymmetric", "sequential", "independent"]
 """Inputs of the pruned layers before it and outputs of the dense model; both of the pruned layers; both dense."""
 _RAISES = 5  # times that damping is multiplied by 10 before a singular Gram matrix is given up
 _SMALL = 1 << 13  # weights of a matrix for which magnitude is tried as well
-_ROWS = 64  # of a layer whose error is computed: all rows would cost as much as a sweep
-_AT_ONCE = 256  # rows of a matrix that are held in float64
 
 
 @dataclass(frozen=True)
@@ -106,11 +103,11 @@ def solve(
     """
     import torch
 
-    given = _Given(tuple([weight] if isinstance(weight, torch.Tensor) else weight), moments, gradients)
+    given = Given(tuple([weight] if isinstance(weight, torch.Tensor) else weight), moments, gradients)
     bias = bias and method.bias and method.solver != "none"
     damping, note = method.damping, ""
     for _ in range(_RAISES):
-        problem = None if moments is None else _Problem(given, moments, damping, bias)
+        problem = None if moments is None else Problem(given, moments, damping, bias)
         try:
             found = _solved(problem, pattern, method, given)
             break
@@ -130,128 +127,8 @@ def solve(
     return Solved(kept, found.selection, shift, found.retained, problem.error(kept.float()), note or problem.note)
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What a solver is given of a layer: weights of any float type, one below the other, and what is known of them."""
-
-    parts: tuple[Tensor, ...]
-    moments: Moments | None
-    gradients: Tensor | None
-
-    @cached_property
-    def floats(self) -> tuple[Tensor, ...]:
-        return tuple(part.float() for part in self.parts)
-
-    @cached_property
-    def dense(self) -> Tensor:
-        """(rows, cols) float32; of several weights, a copy."""
-        import torch
-
-        return torch.cat(self.floats) if len(self.parts) > 1 else self.floats[0]
-
-    @cached_property
-    def facts(self) -> Facts:
-        return Facts(self.dense, self.moments, self.gradients)
-
-    def rows(self, which: Tensor) -> Tensor:
-        """Some rows of all, by ascending indices; no more than these are copied."""
-        import torch
-
-        found, first = [], 0
-        for part in self.floats:
-            inside = which[(which >= first) & (which < first + len(part))] - first
-            found.append(part.index_select(0, inside))
-            first += len(part)
-        return torch.cat(found)
-
-
-class _Problem:
-    """minimise tr((W - Q) H (W - Q)^T): W the weight that is best when nothing is pruned, H the damped Gram matrix."""
-
-    def __init__(self, given: _Given, moments: Moments, damping: float, bias: bool) -> None:
-        self.given = given
-        self.moments = moments.centred() if bias and moments.gram.dim() == 2 else moments
-        level = float(self.moments.squares.mean())
-        self.note = ""
-        if not level > 0:
-            self.note, level = "its inputs are always 0, so weights were chosen by magnitude", 1.0
-        self.ridge = damping * level
-
-    @cached_property
-    def hessian(self) -> Tensor:
-        return _plus_ridge(self.moments.gram, self.ridge)
-
-    @cached_property
-    def target(self) -> Tensor:
-        """W H."""
-        cross = self.moments.cross
-        return self.given.dense @ (self.hessian if cross is None else _plus_ridge(cross.T, self.ridge))
-
-    @cached_property
-    def best(self) -> Tensor:
-        """W."""
-        import torch
-
-        if self.moments.cross is None:
-            return self.given.dense
-        return torch.cholesky_solve(self.target.T, self._factor).T
-
-    @property
-    def best_parts(self) -> tuple[Tensor, ...]:
-        """W in parts, without a copy where the dense weight is best."""
-        return self.given.floats if self.moments.cross is None else (self.best,)
-
-    @cached_property
-    def inverse_diagonal(self) -> Tensor:
-        """Of H^-1, (cols,)."""
-        import torch
-
-        return torch.cholesky_inverse(self._factor).diagonal().clamp(min=1e-30)
-
-    @cached_property
-    def _factor(self) -> Tensor:
-        import torch
-
-        factor: Tensor = torch.linalg.cholesky(self.hessian)
-        return factor
-
-    def lost(self, kept: Tensor) -> float:
-        """What is minimised, less what all Q have in common."""
-        wide = kept.double()
-        return float(((wide @ self.hessian.double() - 2 * self.target.double()) * wide).sum())
-
-    def bias_shift(self, kept: Tensor) -> Tensor:
-        before = self.moments.mean if self.moments.dense_mean is None else self.moments.dense_mean
-        return (_applied(self.given.floats, before) - _applied([kept], self.moments.mean)).float()
-
-    def error(self, kept: Tensor) -> float:
-        """Of the outputs, relative: exact for up to _ROWS rows, else of so many evenly spread ones.
-
-        |x Q - x W|, also where |x Q - x0 W| is minimised: |x0 W| would need one more Gram matrix.
-        """
-        import torch
-
-        rows = torch.linspace(0, len(kept) - 1, min(_ROWS, len(kept))).long()
-        dense = self.given.rows(rows)
-        energy, lost = (float(((part @ self.moments.gram) * part).sum()) for part in (dense, kept[rows] - dense))
-        return math.sqrt(max(lost, 0.0) / max(energy, 1e-30))
-
-
-def _applied(parts: Sequence[Tensor], vector: Tensor) -> Tensor:
-    """Matrices one below the other times a float64 vector, in float64, some rows at a time."""
-    import torch
-
-    return torch.cat([some.double() @ vector for part in parts for some in part.split(_AT_ONCE)])
-
-
-def _plus_ridge(matrix: Tensor, ridge: float) -> Tensor:
-    damped = matrix.clone()
-    damped.diagonal().add_(ridge)
-    return damped
-
-
 def _by_score(
-    weight: Tensor, problem: _Problem | None, pattern: Pattern, method: Method, facts: Facts
+    weight: Tensor, problem: Problem | None, pattern: Pattern, method: Method, facts: Facts
 ) -> tuple[Selection, Tensor, float]:
     """Selection, mask (rows, cols; 1.0 and 0.0) and the share of the score that is kept."""
     entry = SCORES[method.score]
@@ -286,21 +163,21 @@ class _Found:
     retained: float | None = None
 
 
-_Solve = Callable[["_Problem | None", Pattern, Method, _Given], _Found]
+_Solve = Callable[[Problem | None, Pattern, Method, Given], _Found]
 
 
-def _none(problem: _Problem | None, pattern: Pattern, method: Method, given: _Given) -> _Found:
+def _none(problem: Problem | None, pattern: Pattern, method: Method, given: Given) -> _Found:
     selection, mask, retained = _by_score(given.dense, problem, pattern, method, given.facts)
     return _Found(given.dense, mask, selection, retained)
 
 
-def _refit(problem: _Problem | None, pattern: Pattern, method: Method, given: _Given) -> _Found:
+def _refit(problem: Problem | None, pattern: Pattern, method: Method, given: Given) -> _Found:
     assert problem is not None
     selection, mask, retained = _by_score(problem.best, problem, pattern, method, given.facts)
     return _Found(refit.solve(problem.target, problem.hessian, mask, problem.best), mask, selection, retained)
 
 
-def _sparsegpt(problem: _Problem | None, pattern: Pattern, method: Method, given: _Given) -> _Found:
+def _sparsegpt(problem: Problem | None, pattern: Pattern, method: Method, given: Given) -> _Found:
     assert problem is not None
     columns = None
     if isinstance(pattern, Strip):
@@ -317,7 +194,7 @@ def _sparsegpt(problem: _Problem | None, pattern: Pattern, method: Method, given
     return _Found(refit.solve(problem.target, problem.hessian, mask, kept), mask, selection)
 
 
-def _alps(problem: _Problem | None, pattern: Pattern, method: Method, given: _Given) -> _Found:
+def _alps(problem: Problem | None, pattern: Pattern, method: Method, given: Given) -> _Found:
     assert problem is not None
     project = Projection(pattern, "l1")  # of squares: the columns of a Euclidean projection, which ADMM asks for
     kept = alps(given.dense, problem.hessian, problem.target, project)
@@ -328,7 +205,7 @@ def _alps(problem: _Problem | None, pattern: Pattern, method: Method, given: _Gi
 _SOLVE: dict[Solver, _Solve] = {"none": _none, "refit": _refit, "sparsegpt": _sparsegpt, "alps": _alps}
 
 
-def _solved(problem: _Problem | None, pattern: Pattern, method: Method, given: _Given) -> _Found:
+def _solved(problem: Problem | None, pattern: Pattern, method: Method, given: Given) -> _Found:
     """What the solver finds; for a small matrix, that of largest magnitudes with a refit where it loses less.
 
     Solvers are greedy. With few rows and groups they may be unlucky (1 in 100 of up to 24 x 64 weights, by up to 2x);

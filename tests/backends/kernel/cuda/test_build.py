@@ -50,8 +50,6 @@ def chosen(arch: str, patterns: tuple[str, ...] = PATTERNS) -> list[Gemm | Decod
 
 def check(one: Gemm | Decode, arch: str) -> None:
     cubin, ptx, log = build.compile_kernel(one.kernel, one.macros, arch)
-    tiles = one.tile if isinstance(one, Gemm) else one
-    chunks = tiles.tokens // (8 * getattr(tiles, "warps_n", 1))
     spilled = [int(found) for found in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", log)]
     registers = int(re.search(r"Used (\d+) registers", log)[1])
 
@@ -59,14 +57,13 @@ def check(one: Gemm | Decode, arch: str) -> None:
     assert "setmaxnreg" not in log, "registers do not move between warps"
     assert [0, 0, 0] == spilled, one
     assert registers * one.threads <= 65536, one
-    products = 2 * 4 * tiles.panels * chunks  # a step, unrolled
-    assert products == ptx.count("mma.sp::ordered_metadata") == ptx.count("mma."), one
-    if sass.disassembler():
-        code = sass.instructions(cubin)
-        sparse = sum("HMMA.SP.16832.F32" in instruction for instruction in code)
-        assert sparse == sum("MMA" in instruction for instruction in code) >= products, one
-        assert sparse == products or one.kernel == "decode", one  # whose loop the assembler splits
-        assert not [instruction for instruction in code if re.search(r"\b(LDL|STL)\b", instruction)], one
+    assert products_of(one) == ptx.count("mma.sp::ordered_metadata") == ptx.count("mma."), one
+
+
+def products_of(one: Gemm | Decode) -> int:
+    """Sparse products of a step, which is unrolled."""
+    tiles = one.tile if isinstance(one, Gemm) else one
+    return 2 * 4 * tiles.panels * (tiles.tokens // (8 * getattr(tiles, "warps_n", 1)))
 
 
 @needs_nvrtc
@@ -83,6 +80,20 @@ def test_each_kernel_compiles_for_hopper() -> None:
 def test_every_pattern_compiles_without_spills(arch: str) -> None:
     for one in chosen(arch):
         check(one, arch)
+
+
+@needs_nvrtc
+@pytest.mark.skipif(not sass.disassembler(), reason="no nvdisasm: pip install nvidia-cuda-nvdisasm")
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a"])
+def test_machine_code_has_all_sparse_products_no_dense_one_and_no_local_memory(arch: str) -> None:
+    for one in chosen(arch):
+        code = sass.instructions(build.compile_kernel(one.kernel, one.macros, arch).cubin)
+        sparse = sum("HMMA.SP.16832.F32" in instruction for instruction in code)
+
+        assert sparse == sum("MMA" in instruction for instruction in code) >= products_of(one), one
+        assert sparse == products_of(one) or one.kernel == "decode", one  # whose loop the assembler splits
+        assert not [instruction for instruction in code if re.search(r"\b(LDL|STL)\b", instruction)], one
 
 
 @needs_nvrtc
