@@ -1,6 +1,6 @@
 """Only the optional native libraries; everything else is in pyproject.toml.
 
-They are plain C libraries, not Python modules: one is loaded with ctypes, the other by onnxruntime. Without a compiler
+They are plain C libraries, not Python modules: two are loaded with ctypes, the third by onnxruntime. Without a compiler
 the install succeeds, and sparsec says once that it runs the reference path.
 """
 
@@ -23,6 +23,16 @@ setup(
             sources=[f"{CPU}/{name}.cpp" for name in SOURCES],
             depends=[f"{CPU}/{name}.h" for name in HEADERS],
             extra_compile_args=[*FLAGS, "-fopenmp"],
+            extra_link_args=["-fopenmp"],
+            language="c++",
+            optional=True,
+        ),
+        Extension(
+            "sparsec.oneshot._sweep",
+            sources=["sparsec/oneshot/sweep.cpp"],
+            depends=["sparsec/oneshot/sweep_block.h", f"{CPU}/unroll.h"],
+            include_dirs=[CPU],
+            extra_compile_args=[*FLAGS, "-fopenmp", "-Wno-psabi"],
             extra_link_args=["-fopenmp"],
             language="c++",
             optional=True,

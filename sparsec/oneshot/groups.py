@@ -43,14 +43,27 @@ def pairs_in_quads(columns: int) -> tuple[Tensor, Tensor] | None:
     return torch.tensor(quads), torch.tensor(pairs)
 
 
-def best_values(hessian: Tensor, sets: Tensor) -> Tensor:
-    """Matrices B (groups, sets, M, M) with q = B y, the best values on each set; `hessian`: A, (groups, M, M)."""
+def inverses(hessian: Tensor, sets: Tensor) -> Tensor:
+    """(A_SS)^-1 of every set, (groups, sets, kept, kept); `hessian`: A, (groups, M, M)."""
     import torch
 
+    inverse: Tensor = torch.linalg.inv(hessian[:, sets[:, :, None], sets[:, None, :]])
+    return inverse
+
+
+def kept_values(hessian: Tensor, sets: Tensor) -> Tensor:
+    """Matrices (groups, sets, kept, M) that give the kept values of every set from y; `hessian`: A, (groups, M, M)."""
+    import torch
+
+    found: Tensor = torch.linalg.solve(hessian[:, sets[:, :, None], sets[:, None, :]], hessian[:, sets])
+    return found
+
+
+def best_values(hessian: Tensor, sets: Tensor) -> Tensor:
+    """Matrices B (groups, sets, M, M) with q = B y, the best values on each set; `hessian`: A, (groups, M, M)."""
     groups, m, _ = hessian.shape
     count, kept = sets.shape
-    inside = hessian[:, sets[:, :, None], sets[:, None, :]]
-    values = torch.linalg.solve(inside, hessian[:, sets])  # (groups, sets, kept, M)
+    values = kept_values(hessian, sets)
     place = sets[None, :, :, None].expand(groups, count, kept, m)
     return hessian.new_zeros(groups, count, m, m).scatter_(2, place, values)
 

@@ -1,10 +1,12 @@
 """Second moments of a layer's inputs: what every solver and most scores know of the calibration data.
 
-Sums over batches, and over processes of torch.distributed, are in float64.
+Sums over processes of torch.distributed are in float64, those of matrices over batches in float32, in two levels: after
+a million tokens the error of an element is about 1e-6 of it, far below what damping adds to the diagonal.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 Need = Literal["squares", "gram", "cross"]
 """The squares of each input only; all products of two; and those with the dense model's inputs besides."""
 _AT_ONCE = 512  # tokens of a product, about: small batches are put together
-_SINGLE = 2048  # tokens whose products are added up in float32
+_SINGLE = 2048  # tokens whose products are one term of the sums: few terms, little rounding
 _STRIP = 64  # rows of a Gram matrix that are computed together, from the diagonal on
 
 
@@ -50,8 +52,8 @@ class Moments:
 class Collector:
     """Adds up moments over batches, and in `finish` over the processes of torch.distributed.
 
-    Products of `_SINGLE` tokens are added up in float32, those sums in float64. Of a Gram matrix only the upper
-    triangle is computed; `finish` mirrors it.
+    Products of `_SINGLE` tokens are added up, then those sums. Of a Gram matrix only the upper triangle is computed and
+    held (`_strips`); `finish` mirrors it.
     """
 
     def __init__(self, cols: int, need: Need) -> None:
@@ -98,10 +100,8 @@ class Collector:
 
         first = name not in self._products
         if first:
-            self._products[name] = x.new_empty(self.cols, self.cols)
-        found = self._products[name]
-        for i in range(0, self.cols, rows):
-            strip = found[i : i + rows, i:]
+            self._products[name] = x.new_empty(_nelement(self.cols, rows))
+        for i, strip in _strips(self._products[name], self.cols, rows):
             torch.addmm(strip, x[:, i : i + rows].T, x0[:, i:], beta=0 if first else 1, out=strip)
 
     def _fold(self) -> None:
@@ -109,15 +109,13 @@ class Collector:
         self._single, products = 0, self._products
         self._products = {}
         for name, found in products.items():
-            if name not in self._sums:
+            if name in self._sums:
+                self._sums[name] += found
+            else:
                 self._sums[name] = found
-                continue
-            self._sums[name] = self._sums[name].double()  # itself from the second time on
-            for i in range(0, self.cols, rows := _STRIP if name == "gram" else self.cols):
-                self._sums[name][i : i + rows, i:] += found[i : i + rows, i:]
 
     def _sum(self, name: str, part: Tensor) -> None:
-        """Add vectors in float64."""
+        """Add vectors, in float64."""
         self._sums[name] = self._sums[name] + part if name in self._sums else part.double()
 
     def finish(self, where: str) -> Moments:
@@ -127,11 +125,9 @@ class Collector:
         self._flush()
         self._fold()
         names = {"squares": ("gram",), "gram": ("gram", "mean"), "cross": ("gram", "mean", "cross", "dense_mean")}
+        rows = {"gram": _STRIP, "cross": self.cols} if self.need != "squares" else {}
         for name in names[self.need]:
-            shape = (self.cols, self.cols) if name in ("gram", "cross") and self.need != "squares" else (self.cols,)
-            self._sums.setdefault(name, torch.zeros(shape))
-        if self.need != "squares":
-            _mirror(self._sums["gram"])
+            self._sums.setdefault(name, torch.zeros(_nelement(self.cols, rows[name]) if name in rows else self.cols))
         tokens = _reduce(self.tokens, self._sums)
         if not all(bool(torch.isfinite(total.sum())) for total in self._sums.values()):
             raise SparsecError(
@@ -141,22 +137,52 @@ class Collector:
         for total in self._sums.values():
             total /= max(tokens, 1)
         mean = self._sums.get("mean", torch.zeros(self.cols)).double()
-        cross, dense_mean = self._sums.get("cross"), self._sums.get("dense_mean")
+        matrices = {
+            name: _unpacked(self._sums.pop(name), self.cols, height)
+            for name, height in rows.items()
+            if name in self._sums
+        }
+        dense_mean = self._sums.get("dense_mean")
         return Moments(
             tokens,
             mean,
-            self._sums["gram"].float(),
-            None if cross is None else cross.float(),
+            _mirror(matrices["gram"]) if matrices else self._sums["gram"].float(),
+            matrices.get("cross"),
             None if dense_mean is None else dense_mean.double(),
         )
 
 
-def _mirror(gram: Tensor) -> None:
+def _nelement(cols: int, rows: int) -> int:
+    """Elements of a matrix that is held as strips of `rows`, each from the diagonal on, one after the other."""
+    return sum(min(rows, cols - i) * (cols - i) for i in range(0, cols, rows))
+
+
+def _strips(held: Tensor, cols: int, rows: int) -> Iterator[tuple[int, Tensor]]:
+    """The strips, as views, and where each begins."""
+    start = 0
+    for i in range(0, cols, rows):
+        height, width = min(rows, cols - i), cols - i
+        yield i, held[start : start + height * width].view(height, width)
+        start += height * width
+
+
+def _unpacked(held: Tensor, cols: int, rows: int) -> Tensor:
+    """The matrix (cols, cols) float32; what lies below the strips is anything."""
+    import torch
+
+    found = held.new_empty(cols, cols, dtype=torch.float32)
+    for i, strip in _strips(held, cols, rows):
+        found[i : i + rows, i:] = strip
+    return found
+
+
+def _mirror(gram: Tensor) -> Tensor:
     """Make what stands below the diagonal that above it, in place."""
     for i in range(0, len(gram), _STRIP):
         own, end = gram[i : i + _STRIP, i : i + _STRIP], i + _STRIP
         own.copy_(own.triu() + own.triu(1).T)
         gram[end:, i:end] = gram[i:end, end:].T
+    return gram
 
 
 def _reduce(tokens: int, sums: dict[str, Tensor]) -> int:

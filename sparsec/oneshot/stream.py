@@ -6,10 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparsec import _fx
+from sparsec.uses import operation
 
-_HELD_ALONE = 256_000_000  # bytes that cross a stop of the only stream: fewer are always kept
-_HELD_PAIRED = 16_000_000  # and in each of two
-_WIDER = 1.5  # times what crossed the last stop
+_HELD_ALONE = 256_000_000  # bytes that the only stream may keep at any stop
+_HELD_PAIRED = 16_000_000  # and each of two
+_WIDER = 2.2  # or so many times what it kept at the last one: attention's outputs beside the residual stream, and masks
+_COSTLY = frozenset(  # operators that are run twice only for memory's sake
+    "linear addmm mm matmul bmm baddbmm einsum conv1d conv2d conv3d scaled_dot_product_attention expert_linear "
+    "embedding".split()
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,16 +27,18 @@ class Stream:
     1. Between two stops one batch is run after the other, so what lives only between them exists for one batch.
     2. A value is dropped after its last use.
     3. Whatever depends on parameters only is computed when it is used: a weight may change until then.
-    4. Where what crosses a stop is large, and much larger than what crossed the last one (the wide middle of a
-       feed-forward layer), it is not kept: it is computed batch by batch when it is looked at, and again on the way on.
+    4. Values are kept where they are fewest between the last product of matrices and a stop. What stands between, such
+       as a normalisation, is computed batch by batch when it is looked at, and again on the way on.
+    5. Where these are many still, and many more than at the last stop (the wide middle of a feed-forward layer), only
+       the batches go there for which there is room. The others stay at the last stop's values, but not twice in a row.
     """
 
     def __init__(self, module: GraphModule, batches: Sequence[Sequence[Tensor]]) -> None:
         self._module = module
         self._order = list(module.graph.nodes)
-        self._at = self._ahead = 0
+        self._ahead = 0
         self._most = _HELD_ALONE
-        self._crossed = 0.0  # bytes that crossed the last stop whose values were kept; the model's inputs do not count
+        self._kept = 0.0  # bytes at the last stop that all batches went to; the model's inputs do not count
         self._place = {node: i for i, node in enumerate(self._order)}
         self._deferred = _weights_only(self._order)
         uses: dict[Node, int] = {}
@@ -43,12 +50,16 @@ class Stream:
             self._dropped_after.setdefault(last, []).append(operand)
         inputs = [node for node in self._order if node.op == "placeholder"]
         self._values: list[dict[Node, Any]] = [dict(zip(inputs, batch, strict=True)) for batch in batches]
+        self._share = _nbytes(self._values[0]) / max(1, sum(map(_nbytes, self._values))) if batches else 1.0
+        self._at = [0] * len(batches)
+        self._behind = False  # whether some stayed behind at the last stop
 
     def fork(self) -> Stream:
         """Another stream at the same node with the same values."""
         self._most = _HELD_PAIRED
         twin = object.__new__(Stream)
-        twin.__dict__ = {**self.__dict__, "_values": [dict(values) for values in self._values]}
+        copied = {"_values": [dict(values) for values in self._values], "_at": list(self._at)}
+        twin.__dict__ = {**self.__dict__, **copied}
         return twin
 
     def on(self, module: GraphModule) -> Stream:
@@ -57,37 +68,53 @@ class Stream:
         return self
 
     def advance(self, until: Node) -> None:
-        """Go to a node: every node before it has run, or runs when a value is asked for (rule 4)."""
+        """Go to a node: every node before it has run, or runs when a value is asked for (rules 4, 5)."""
         end = self._place[until]
         if end <= self._ahead or not self._values:
             return
         self._ahead = end
-        first = dict(self._values[0])
-        self._run_to(end, first)
-        share = _nbytes(self._values[0]) / max(sum(map(_nbytes, self._values)), 1)
-        crossing = _nbytes(first) / max(share, 1e-9)
-        if self._crossed and crossing > self._most and crossing > _WIDER * self._crossed:
-            return
-        self._crossed = crossing
-        self._values[0] = first
-        for values in self._values[1:]:  # rule 1
-            self._run_to(end, values)
-        self._at = end
+        now = sum(map(_nbytes, self._values))
+        place, first = self._narrowest(dict(self._values[0]), self._at[0], end)
+        crossing = _nbytes(first) / max(self._share, 1e-9)
+        most, count = max(self._most, _WIDER * self._kept), len(self._values)
+        self._behind = bool(self._kept) and crossing > most and not self._behind
+        if self._behind:
+            count = int(count * max(0.0, most - now) / (crossing - now)) if crossing > now else 0
+        else:
+            self._kept = crossing
+        for i, values in enumerate(self._values[:count]):  # rule 1
+            if i:
+                self._run_to(self._at[i], place, values)
+            self._values[i] = values if i else first
+            self._at[i] = max(place, self._at[i])
+
+    def _narrowest(self, values: dict[Node, Any], start: int, end: int) -> tuple[int, dict[Node, Any]]:
+        """Run a batch from `start` to `end`: the place of rule 4, and the values there."""
+        import torch
+
+        place, fewest, found = start, _nbytes(values), dict(values)
+        with torch.no_grad():
+            for i in range(start, end):
+                self._run(self._order[i], i, values)
+                bytes_now = _nbytes(values)
+                if bytes_now <= fewest or operation(self._order[i]) in _COSTLY:
+                    place, fewest, found = i + 1, bytes_now, dict(values)
+        return place, found
 
     def at(self, node: Node, source: Node) -> Iterator[tuple[tuple[Any, ...], Any]]:
         """The arguments that a node is about to be called with, and what `source` gave, batch by batch."""
-        for held in self._values:
+        for place, held in zip(self._at, self._values, strict=True):
             values = held
-            if self._at < self._ahead:
+            if place < self._ahead:
                 values = dict(held)
-                self._run_to(self._ahead, values)
+                self._run_to(place, self._ahead, values)
             yield self._mapped(node.args, values), self._value(source, values)
 
-    def _run_to(self, end: int, values: dict[Node, Any]) -> None:
+    def _run_to(self, start: int, end: int, values: dict[Node, Any]) -> None:
         import torch
 
         with torch.no_grad():
-            for i in range(self._at, end):
+            for i in range(start, end):
                 self._run(self._order[i], i, values)
 
     def _run(self, node: Node, place: int, values: dict[Node, Any]) -> None:

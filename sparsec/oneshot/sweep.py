@@ -12,12 +12,13 @@ from the paper's code: a group is decided at once, by trying every set (`groups`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sparsec import columns as column_choice
 from sparsec.grouping import largest
-from sparsec.oneshot import groups
+from sparsec.oneshot import groups, native
 from sparsec.pattern import NM, VNM, Strip
 
 if TYPE_CHECKING:
@@ -45,24 +46,39 @@ def sweep(parts: Sequence[Tensor], gram: Tensor, ridge: float, pattern: NM | VNM
     _reorder_(gram, order)
     corners = [gram[start:end, start:end].clone() for start, end in _blocks(cols)]
     gram.diagonal().add_(ridge)
-    kept = torch.empty(sum(map(len, parts)), cols)
+    lost = _turned(parts, order)
     try:
-        blocks = _sweep(lambda start, end: _columns(parts, order[start:end]), len(kept), gram, pattern)
-        for start, end, block in blocks:
-            kept.index_copy_(1, order[start:end], block.T)
+        _sweep(lost, gram, pattern)
     finally:
         for (start, end), corner in zip(_blocks(cols), corners, strict=True):
             gram[start:end, start:end] = corner
             gram[:start, start:end] = gram[start:end, :start].T
         _reorder_(gram, order.argsort())
-    return kept
+    return _kept(parts, order, lost)
 
 
-def _columns(parts: Sequence[Tensor], which: Tensor) -> Tensor:
-    """Some columns of all parts, (columns, rows)."""
+def _turned(parts: Sequence[Tensor], order: Tensor) -> Tensor:
+    """Columns of all parts in an order, (cols, rows)."""
     import torch
 
-    return torch.cat([part.index_select(1, which).T for part in parts], 1)
+    if native.available():
+        return native.turned(parts, order)
+    found = torch.empty(len(order), sum(map(len, parts)))
+    for own, which in zip(found.split(_BLOCK), order.split(_BLOCK), strict=True):
+        torch.cat([part.index_select(1, which).T for part in parts], 1, out=own)
+    return found
+
+
+def _kept(parts: Sequence[Tensor], order: Tensor, lost: Tensor) -> Tensor:
+    """The parts less what they lost, (rows, cols): exactly 0 where that is all."""
+    import torch
+
+    if native.available():
+        return native.kept(parts, order, lost)
+    found = torch.cat(tuple(parts)) if len(parts) > 1 else parts[0].clone()
+    for own, which in zip(lost.split(_BLOCK), order.split(_BLOCK), strict=True):
+        found.index_add_(1, which, own.T, alpha=-1)
+    return found
 
 
 def _reorder_(matrix: Tensor, order: Tensor) -> None:
@@ -78,35 +94,31 @@ def _blocks(cols: int) -> list[tuple[int, int]]:
     return [(max(0, end - _FACTORED), end) for end in range(cols, 0, -_FACTORED)]
 
 
-def _sweep(
-    take: Callable[[int, int], Tensor], rows: int, hessian: Tensor, pattern: NM | VNM
-) -> Iterator[tuple[int, int, Tensor]]:
-    """For each block of columns: where it starts and ends, and what it has become. `hessian` becomes F.
+def _sweep(lost: Tensor, hessian: Tensor, pattern: NM | VNM) -> None:
+    """Prune a weight, `lost` (cols, rows), which becomes what it loses; `hessian` becomes F.
 
-    All is transposed here, (cols, rows): a column is one run of memory. `take`: gives a block's columns, to be changed.
+    All is transposed here: a column is one run of memory.
     """
     import torch
 
     cols, m = len(hessian), pattern.m
     factor = upper_factor_(hessian)
-    error = torch.empty(cols, rows)
     block = max(m, _BLOCK // m * m)  # rule 1
     for start in range(0, cols, block):
         end = min(start + block, cols)
-        weight = take(start, end)
         unit = factor[:end, start:end] / factor.diagonal()[start:end]
-        base = torch.addmm(weight, unit[:start].T, error[:start])
-        chooser = _Chooser(factor, pattern, start, end)
-        for a in range(start, end, m):
+        fed = unit[:start].T @ lost[:start]
+        chooser, done = _Chooser(factor, pattern, start, end), start
+        if chooser.compiled is not None:
+            done = end - (end - start) % m
+            width = done - start
+            native.sweep_block(chooser.compiled, lost[start:done], fed[:width], unit[start:done, :width].contiguous())
+        for a in range(done, end, m):
             b = min(a + m, end)
-            moved, own = base[a - start : b - start], weight[a - start : b - start]
+            own, moved = lost[a:b], fed[a - start : b - start]
             if a > start:
-                moved = torch.addmm(moved, unit[start:a, a - start : b - start].T, error[start:a])
-            best = torch.addmm(own, chooser.undo(a), moved - own)
-            kept = chooser.choose(best, a)
-            torch.sub(own, kept, out=error[a:b])
-            own.copy_(kept)
-        yield start, end, weight
+                moved = torch.addmm(moved, unit[start:a, a - start : b - start].T, lost[start:a])
+            own -= chooser.choose(torch.addmm(own, chooser.undo(a), moved), a)
 
 
 def upper_factor_(hessian: Tensor) -> Tensor:
@@ -137,9 +149,37 @@ class _Chooser:
         columns = range(start, end - m + 1, m)
         self.parts = _stacked([factor[a : a + m, a : a + m] for a in columns])
         sets = groups.sets_of(m, pattern.n)
-        tried = sets is not None and (isinstance(pattern, NM) or m <= 4 or groups.pairs_in_quads(m) is not None)
-        self.table = _table(self.parts, sets) if tried and sets is not None and len(columns) else None
+        shared = isinstance(pattern, VNM) and m > column_choice.COLUMNS_PER_BLOCK
+        tried = sets is not None and not (shared and groups.pairs_in_quads(m) is None)
+        self.sets = sets if tried and len(columns) else None
+        self.shared = shared
         self.undone = _undo(self.parts) if len(columns) else None
+
+    @cached_property
+    def table(self) -> Tensor | None:
+        """`_table` of all whole groups; None where weights are ranked."""
+        return None if self.sets is None else _table(self.parts, self.sets)
+
+    @cached_property
+    def compiled(self) -> native.Groups | None:
+        """The whole groups for the compiled sweep; None where it is not there, or not for them."""
+        import torch
+
+        m, sets, pattern = self.pattern.m, self.sets, self.pattern
+        if sets is None or self.undone is None or sets.shape[1] > native.MOST_KEPT or not native.available():
+            return None
+        hessians = self.parts @ self.parts.transpose(1, 2)
+        quads = groups.pairs_in_quads(m) if self.shared else None
+        return native.Groups(
+            m,
+            sets.to(torch.int32),
+            None if quads is None else quads[1].to(torch.int32),
+            pattern.v if isinstance(pattern, VNM) else 1,
+            self.undone.contiguous(),
+            hessians,
+            groups.kept_values(hessians, sets).contiguous(),
+            None if quads is None else groups.inverses(hessians, sets).contiguous(),
+        )
 
     def undo(self, column: int) -> Tensor:
         """The inverse of the group's own feedback, (m, m): what takes moved weights to the best ones."""
@@ -154,9 +194,9 @@ class _Chooser:
         part = self.factor[column : column + m, column : column + m]
         sets = groups.sets_of(m, self.pattern.n)
         table = None
-        if m == self.pattern.m and self.table is not None:
-            table = self.table[(column - self.start) // m]
-        elif m < self.pattern.m and sets is not None:
+        if m == self.pattern.m:
+            table = None if self.table is None else self.table[(column - self.start) // m]
+        elif sets is not None:
             table = _table(part.triu()[None], sets)[0]
         if table is None or sets is None:
             part = part.triu()
@@ -221,10 +261,6 @@ def _undo(parts: Tensor) -> Tensor:
     return inverse
 
 
-def _slices(matrix: Tensor) -> Callable[[int, int], Tensor]:
-    return lambda start, end: matrix[start:end]
-
-
 def sweep_strips(weight: Tensor, hessian: Tensor, pattern: Strip, columns: Tensor) -> Tensor:
     """Rule 3. `columns`: (strips, groups, 4), what each strip keeps, in the form of `strips.canonical`."""
     import torch
@@ -236,6 +272,7 @@ def sweep_strips(weight: Tensor, hessian: Tensor, pattern: Strip, columns: Tenso
         part, across = weight[rows : rows + pattern.v], hessian.index_select(0, order)
         inside = across.index_select(1, order)
         target = torch.linalg.solve(inside, across @ part.T)  # the dropped columns' share, made up for
-        for start, end, block in _sweep(_slices(target), len(part), inside, inner):
-            kept[rows : rows + pattern.v, order[start:end]] = block.T
+        lost = target.clone(memory_format=torch.contiguous_format)
+        _sweep(lost, inside, inner)
+        kept[rows : rows + pattern.v, order] = (target - lost).T
     return kept

@@ -104,6 +104,54 @@ def test_wide_values_are_not_kept_and_are_computed_again(monkeypatch: pytest.Mon
         assert torch.equal(program(batch)["output"], values[0])
 
 
+def test_of_wide_values_some_batches_are_kept_and_all_catch_up_at_the_next_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sparsec.oneshot.stream._HELD_ALONE", 0)
+    monkeypatch.setattr("sparsec.oneshot.stream._WIDER", 5.5)  # of the 4 before; 36 would be all
+    program = trace(made(Wide), (random(2, 4),))
+    batches = [random(2, 4, seed=seed) for seed in range(8)]
+    stream, widths = Stream(program.module, [[batch] for batch in batches]), []
+    for node in program.module.graph.nodes:
+        if "linear" in str(node.target):
+            stream.advance(node)
+            widths.append([max(value.shape[-1] for value in values.values()) for values in stream._values])
+
+    assert [4] * 8 == widths[0] == widths[2] == widths[4]
+    assert [32] * 4 + [4] * 4 == widths[1] == widths[3] == widths[5]
+    for batch, values in zip(batches, outputs(stream, program), strict=True):
+        assert torch.equal(program(batch)["output"], values[0])
+
+
+class Normed(nn.Module):
+    """A normalisation before each of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(2))
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = x + layer(norm(x))
+        return x
+
+
+def test_what_a_normalisation_gives_is_not_kept_beside_what_it_takes() -> None:
+    program = trace(made(Normed), (random(2, 4),))
+    batches = [random(2, 4), random(3, 4, seed=1)]
+    stream = Stream(program.module, [[batch] for batch in batches])
+    for node in program.module.graph.nodes:
+        if "linear" in str(node.target):
+            stream.advance(node)
+            assert [1, 1] == [len(values) for values in stream._values]
+            first = [x for _, x in stream.at(node, node.args[0])]  # type: ignore[arg-type]
+            assert all(torch.equal(a, b) for a, (_, b) in zip(first, stream.at(node, node.args[0]), strict=True))  # type: ignore[arg-type]
+
+    for batch, values in zip(batches, outputs(stream, program), strict=True):
+        assert torch.equal(program(batch)["output"], values[0])
+
+
 def test_a_weight_changed_behind_values_that_are_not_kept_is_what_later_nodes_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

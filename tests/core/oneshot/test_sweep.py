@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from strategies import nm_patterns, strip_patterns, vnm_patterns
 from torch import Tensor
 
+from sparsec.oneshot import native
 from sparsec.oneshot import sweep as module
 from sparsec.oneshot.groups import sets_of
 from sparsec.oneshot.selecting import selection_of
@@ -186,3 +187,58 @@ def test_one_group_is_solved_exactly(m: int, rows: int, seed: int) -> None:
         assert pytest.approx(best, rel=FP32, abs=FP32 * loss(one, torch.zeros_like(one), hessian)) == loss(
             one, kept[row : row + 1], hessian
         )
+
+
+# The compiled part ----------------------------------------------------------------------------------------------------
+
+compiled = pytest.mark.skipif(not native.available(), reason="sparsec was installed without a C++ compiler")
+TEXTS = ["1:4", "2:4", "4:8", "3:7", "64:2:5", "24:2:8", "300:2:6", "4:2:4"]
+
+
+@compiled
+@pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_compiled_code_gives_what_torch_gives_at_every_residue(
+    monkeypatch: pytest.MonkeyPatch, text: str, level: str
+) -> None:
+    """Rows around a vector and around what is taken at a time, columns around a block; parts of several weights.
+
+    Where two sets are equally good, rounding may choose: a row of a matrix at most, and its loss stays what it was.
+    """
+    pattern = Pattern.parse(text)
+    assert isinstance(pattern, (NM, VNM))
+    for rows, cols in [(1, 16), (15, 127), (17, 128), (63, 131), (65, 33), (130, 150)]:
+        dense, hessian = weight(rows, cols), gram(cols)
+        parts = list(dense.split(max(1, rows // 2)))
+        monkeypatch.setenv("SPARSEC_ISA", "reference")
+        assert not native.available()
+        expected = sweep(parts, hessian, 0.01, pattern)
+        monkeypatch.setenv("SPARSEC_ISA", level)
+        found = sweep(parts, hessian, 0.01, pattern)
+
+        same = ((expected != 0) == (found != 0)).all(1)
+        assert len(same) - 1 <= same.sum()
+        torch.testing.assert_close(found[same], expected[same], rtol=1e-3, atol=1e-4)
+        assert pytest.approx(loss(dense, expected, hessian), rel=FP32) == loss(dense, found, hessian)
+
+
+@compiled
+def test_rows_do_not_depend_on_threads_or_on_each_other() -> None:
+    dense, hessian = weight(300, 140), gram(140)
+    whole = sweep([dense], hessian, 0.01, NM(2, 4))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(whole, sweep([dense], hessian, 0.01, NM(2, 4)))
+    finally:
+        torch.set_num_threads(before)
+
+    torch.testing.assert_close(whole[64:128], sweep([dense[64:128]], hessian, 0.01, NM(2, 4)), rtol=1e-4, atol=1e-5)
+
+
+@given(st.one_of(nm_patterns(9), vnm_patterns(5, 9)), ROWS, COLS, SEEDS)
+@settings(max_examples=30)
+def test_without_compiled_code_the_pattern_holds_too(pattern: NM | VNM, rows: int, cols: int, seed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARSEC_ISA", "reference")
+        check(pattern, sweep([weight(rows, cols, seed)], gram(cols, seed), 0.0, pattern))
