@@ -32,7 +32,8 @@ def sweep(parts: Sequence[Tensor], gram: Tensor, ridge: float, pattern: NM | VNM
     """The pruned weight (rows, cols), 0 where nothing is kept. `parts`: float32, one below another.
 
     H is gram + ridge I. The factor takes the place of gram's upper triangle, as a second matrix of this size would be
-    the most that is held at any time; in the end gram is what it was. Of the weight, only a block is copied at a time.
+    the most that is held at any time; in the end gram is what it was. The weight is turned into a copy, in which what it
+    loses takes its place.
     Raises torch.linalg.LinAlgError where H is not positive definite.
     """
     import torch
@@ -46,6 +47,7 @@ def sweep(parts: Sequence[Tensor], gram: Tensor, ridge: float, pattern: NM | VNM
     _reorder_(gram, order)
     corners = [gram[start:end, start:end].clone() for start, end in _blocks(cols)]
     gram.diagonal().add_(ridge)
+    parts = [part.contiguous() for part in parts]  # already so, but for layers whose weight is stored transposed
     lost = _turned(parts, order)
     try:
         _sweep(lost, gram, pattern)

@@ -222,6 +222,14 @@ def test_compiled_code_gives_what_torch_gives_at_every_residue(
         assert pytest.approx(loss(dense, expected, hessian), rel=FP32) == loss(dense, found, hessian)
 
 
+def test_a_weight_that_is_stored_transposed_is_pruned_the_same() -> None:
+    dense, hessian = weight(20, 30), gram(30)
+
+    assert torch.equal(
+        sweep([dense], hessian, 0.01, NM(2, 4)), sweep([dense.T.contiguous().T], hessian, 0.01, NM(2, 4))
+    )
+
+
 @compiled
 def test_rows_do_not_depend_on_threads_or_on_each_other() -> None:
     dense, hessian = weight(300, 140), gram(140)
