@@ -32,9 +32,8 @@ def sweep(parts: Sequence[Tensor], gram: Tensor, ridge: float, pattern: NM | VNM
     """The pruned weight (rows, cols), 0 where nothing is kept. `parts`: float32, one below another.
 
     H is gram + ridge I. The factor takes the place of gram's upper triangle, as a second matrix of this size would be
-    the most that is held at any time; in the end gram is what it was. The weight is turned into a copy, in which what it
-    loses takes its place.
-    Raises torch.linalg.LinAlgError where H is not positive definite.
+    the most that is held at any time; in the end gram is what it was. The weight is turned into a copy, in which what
+    it loses takes its place. Raises torch.linalg.LinAlgError where H is not positive definite.
     """
     import torch
 
