@@ -82,7 +82,7 @@ def test_the_wheel_holds_the_package_its_data_and_its_kernels_and_nothing_else(w
     assert {"sparsec", f"sparsec-{__version__}.dist-info"} == tops
     for part in ("py.typed", "report/report.css", "backends/kernel/cuda/gemm.cu", "passes/mask.py"):
         assert f"sparsec/{part}" in names
-    assert 2 == sum(name.endswith(".so") for name in names)
+    assert 3 == sum(name.endswith(".so") for name in names)
     assert not [name for name in names if "test" in name or name.endswith(".cpp")]
 
 
