@@ -8,6 +8,7 @@ SPARSEC_ISA=portable | avx2 | avx512 names the best instructions that may be use
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +16,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsec.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger("sparsec")
 
 MOST_KEPT = 4  # of a group; what the library was compiled for
 _VECTOR, _HEIGHT = 16, 64  # rows of the longest vector; rows taken at a time where none share columns
 _LEVELS = ("portable", "avx2", "avx512")
+_FOLDER = Path(__file__).parent
 _I64, _PTR = ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES = {
     "sparsec_sweep": [_PTR],
@@ -46,22 +52,29 @@ class _Block(ctypes.Structure):
 def _load() -> ctypes.CDLL | None:
     import torch  # noqa: F401  (first: it brings the OpenMP runtime that the library must share)
 
-    files = sorted(Path(__file__).parent.glob("_sweep*.so"))
+    files = sorted(_FOLDER.glob("_sweep*.so"))
     if not files:
+        log.warning(
+            "SparseGPT runs without compiled code, which takes longer: install a C++ compiler, reinstall sparsec"
+        )
         return None
     try:
         library = ctypes.CDLL(str(files[0]))
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = None, arguments
-    except (OSError, AttributeError):
+    except (OSError, AttributeError) as error:
+        log.warning("SparseGPT runs without compiled code, which takes longer: %s; reinstall sparsec", error)
         return None
     return library
 
 
 def available() -> bool:
-    """Whether there is a library and nobody turned it off."""
-    return os.environ.get("SPARSEC_ISA", "") in ("", *_LEVELS) and _load() is not None
+    """Whether there is a library (its absence is logged once) and nobody turned it off. Raises UsageError."""
+    forced = os.environ.get("SPARSEC_ISA", "")
+    if forced not in ("", "reference", *_LEVELS):
+        raise UsageError(f"SPARSEC_ISA={forced} is not known; expected one of {', '.join(_LEVELS)}, reference")
+    return forced != "reference" and _load() is not None
 
 
 @dataclass(frozen=True)

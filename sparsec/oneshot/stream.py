@@ -27,8 +27,8 @@ class Stream:
     1. Between two stops one batch is run after the other, so what lives only between them exists for one batch.
     2. A value is dropped after its last use.
     3. Whatever depends on parameters only is computed when it is used: a weight may change until then.
-    4. Values are kept where they are fewest between the last product of matrices and a stop. What stands between, such
-       as a normalisation, is computed batch by batch when it is looked at, and again on the way on.
+    4. Values are kept where they are fewest between the last product of matrices (or lookup) and a stop. What stands
+       between, such as a normalisation, is computed batch by batch when it is looked at, and again on the way on.
     5. Where these are many still, and many more than at the last stop (the wide middle of a feed-forward layer), only
        the batches go there for which there is room. The others stay at the last stop's values, but not twice in a row.
     """
@@ -77,9 +77,9 @@ class Stream:
         place, first = self._narrowest(dict(self._values[0]), self._at[0], end)
         crossing = _nbytes(first) / max(self._share, 1e-9)
         most, count = max(self._most, _WIDER * self._kept), len(self._values)
-        self._behind = bool(self._kept) and crossing > most and not self._behind
+        self._behind = bool(self._kept) and crossing > max(most, now) and not self._behind
         if self._behind:
-            count = int(count * max(0.0, most - now) / (crossing - now)) if crossing > now else 0
+            count = int(count * max(0.0, most - now) / (crossing - now))
         else:
             self._kept = crossing
         for i, values in enumerate(self._values[:count]):  # rule 1

@@ -10,9 +10,9 @@
 
 namespace {
 
-constexpr int kPairs = 6;  // of 4 columns
+constexpr int kPairs = 6;        // of 4 columns
 constexpr int64_t kTurned = 32;  // rows at a time: two cache lines of a column
-constexpr int64_t kAhead = 12;      // columns: they lie anywhere, so no prefetcher finds them
+constexpr int64_t kAhead = 12;   // columns: they lie anywhere, so no prefetcher finds them
 
 }  // namespace
 

@@ -65,18 +65,19 @@ def runtime(name: str) -> str:
     ).stdout.strip()
 
 
-def release() -> tuple[list[Path], list[str]]:
-    """The sources of the library that Python loads, and the flags they are compiled with."""
+def release(module: str = "_kernels") -> tuple[list[Path], list[Path], list[str]]:
+    """The sources of a library that Python loads, the folders of their headers, and the flags of both."""
     with patch("setuptools.setup") as setup:
         runpy.run_path(str(ROOT / "setup.py"))
-    kernels = next(one for one in setup.call_args.kwargs["ext_modules"] if one.name.endswith("._kernels"))
-    return [ROOT / source for source in kernels.sources], kernels.extra_compile_args
+    found = next(one for one in setup.call_args.kwargs["ext_modules"] if one.name.endswith(f".{module}"))
+    sources = [ROOT / source for source in found.sources]
+    folders = {path.parent for path in sources} | {ROOT / folder for folder in found.include_dirs}
+    return sources, sorted(folders), found.extra_compile_args
 
 
-def build(variant: Variant) -> Path:
-    """The library of a variant, built unless one of these very sources is there."""
-    paths, flags = release()
-    folders = sorted({path.parent for path in paths})
+def build(variant: Variant, module: str = "_kernels") -> Path:
+    """A library's variant, built unless one of these very sources is there."""
+    paths, folders, flags = release(module)
     flags = [*flags, "-fPIC", *FLAGS[variant], *(f"-I{folder}" for folder in folders)]
     sources = {path: path.read_text() for path in paths}
     headers = [path.read_text() for folder in (*folders, EMULATED) for path in sorted(folder.glob("*.h"))]

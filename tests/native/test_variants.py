@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from native.build import ROOT, VARIANTS, Variant, environment, missing
+from native.build import ROOT, VARIANTS, Variant, build, environment, missing
 
 TESTS = "tests/backends/kernel/cpu"
 OVERRUN = """
@@ -57,3 +59,30 @@ def test_an_access_outside_a_tensor_is_found(variant: Variant, level: str) -> No
 
     assert child.stdout == "fits\n"
     assert "heap-buffer-overflow" in child.stderr
+
+
+SWEEP = """
+import sys, pathlib, pytest
+from sparsec.oneshot import native
+
+native._FOLDER = pathlib.Path(sys.argv[1])
+if sys.argv[2] == "overrun":
+    import torch
+    print("fits", flush=True)
+    native.turned([torch.zeros(40, 8)], torch.arange(9))  # a column more than there is
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/core/oneshot/test_sweep.py", "-k", "residue"]))
+"""
+
+
+@pytest.mark.slow
+def test_the_sweep_touches_no_memory_but_its_own(tmp_path: Path) -> None:
+    if reason := missing("sanitized"):
+        pytest.skip(reason)
+    shutil.copy(build("sanitized", "_sweep"), tmp_path / "_sweep.so")
+    fine = run_python("sanitized", "-c", SWEEP, str(tmp_path), "tests")
+    broken = run_python("sanitized", "-c", SWEEP, str(tmp_path), "overrun")
+
+    assert fine.returncode == 0, (fine.stdout + fine.stderr)[-8000:]
+    assert "24 passed" in fine.stdout
+    assert "fits\n" == broken.stdout
+    assert "heap-buffer-overflow" in broken.stderr

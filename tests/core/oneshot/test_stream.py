@@ -152,6 +152,22 @@ def test_what_a_normalisation_gives_is_not_kept_beside_what_it_takes() -> None:
         assert torch.equal(program(batch)["output"], values[0])
 
 
+def test_values_that_become_fewer_are_never_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide input before a less wide middle: to stay would take more memory, not less."""
+    monkeypatch.setattr("sparsec.oneshot.stream._HELD_ALONE", 0)
+    monkeypatch.setattr("sparsec.oneshot.stream._WIDER", 0.1)
+    net = made(lambda: nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 16), nn.Linear(16, 8)))
+    program = trace(net, (random(2, 64),))
+    stream = Stream(program.module, [[random(2, 64, seed=seed)] for seed in range(4)])
+    widths = []
+    for node in program.module.graph.nodes:
+        if "linear" in str(node.target):
+            stream.advance(node)
+            widths.append({value.shape[-1] for values in stream._values for value in values.values()})
+
+    assert [{64}, {32}, {16}] == widths
+
+
 def test_a_weight_changed_behind_values_that_are_not_kept_is_what_later_nodes_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

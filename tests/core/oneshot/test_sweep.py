@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from core.oneshot.problems import gram, loss, weight
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from strategies import nm_patterns, strip_patterns, vnm_patterns
 from torch import Tensor
 
+from sparsec.errors import UsageError
 from sparsec.oneshot import native
 from sparsec.oneshot import sweep as module
 from sparsec.oneshot.groups import sets_of
@@ -250,3 +253,23 @@ def test_without_compiled_code_the_pattern_holds_too(pattern: NM | VNM, rows: in
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARSEC_ISA", "reference")
         check(pattern, sweep([weight(rows, cols, seed)], gram(cols, seed), 0.0, pattern))
+
+
+def test_a_missing_library_is_said_once_and_an_unknown_level_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("SPARSEC_ISA", raising=False)
+    monkeypatch.setattr(native, "_FOLDER", tmp_path)
+    native._load.cache_clear()
+    try:
+        for _ in range(2):
+            check(NM(2, 4), sweep([weight(3, 8)], gram(8), 0.0, NM(2, 4)))
+    finally:
+        native._load.cache_clear()
+
+    assert ["SparseGPT runs without compiled code, which takes longer: install a C++ compiler, reinstall sparsec"] == [
+        record.message for record in caplog.records
+    ]
+    monkeypatch.setenv("SPARSEC_ISA", "avx1024")
+    with pytest.raises(UsageError, match="avx1024 is not known; expected one of portable, avx2, avx512, reference"):
+        native.available()
