@@ -7,7 +7,8 @@
    reason.
 3. The model must then give the outputs that are stored in the artifact for its stored inputs; else all is undone. That
    proves what names cannot: activations, heads, scales, constants in the model's code.
-4. Tensors and layers are replaced, never written to: `detach` puts the same objects back.
+4. Tensors and layers are replaced, never written to: `detach` puts the same objects back. A module that holds several
+   layers on a GPU gets hooks, through which they share copies of what they read; `detach` takes them away.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sparsec import store
 from sparsec.artifact import Artifact
+from sparsec.attached import Attached
 from sparsec.backend import CHECK_FILE, CheckData, Parts, compare
 from sparsec.errors import UsageError
 from sparsec.pipeline import CLOSE_IN, relative_difference
@@ -35,47 +36,6 @@ log = logging.getLogger("sparsec")
 _MARK = "_sparsec_attached"
 _CONSTANT = re.compile(r"(.*\.)?lifted_tensor_\d+")  # torch.export's name of a tensor that is neither
 _LINEAR_TOLERANCE = 1e-5  # reordered fp32 sums, of the largest output
-
-
-@dataclass
-class Attached:
-    """What `attach` did."""
-
-    path: str
-    layers: tuple[str, ...] = ()
-    """The weights that a sparse kernel multiplies, by the model's names."""
-    dense: dict[str, str] = field(default_factory=dict)
-    """Sparse weights that run dense, each with the reason."""
-    _undo: list[tuple[nn.Module, str, str, Any]] | None = field(default_factory=list, repr=False)
-    """(module, which of its dictionaries, key, what was there), in order."""
-
-    def put(self, module: nn.Module, where: str, key: str, value: Any) -> None:
-        """Replace an entry of a module's parameters, buffers or modules."""
-        assert self._undo is not None
-        entries = getattr(module, where)
-        self._undo.append((module, where, key, entries[key]))
-        entries[key] = value
-
-    def put_back(self, module: nn.Module, where: str, key: str) -> None:
-        """Replace an entry by what was there at first."""
-        assert self._undo is not None
-        first = next(old for *place, old in self._undo if place[0] is module and place[1:] == [where, key])
-        self.put(module, where, key, first)
-
-    def undo(self) -> None:
-        """Put everything back."""
-        if self._undo is None:
-            raise UsageError(
-                f"the model's own weights were dropped when {self.path} was attached: load the model again, or attach "
-                'with originals="keep"'
-            )
-        while self._undo:
-            module, where, key, value = self._undo.pop()
-            getattr(module, where)[key] = value
-
-    def forget(self) -> None:
-        """Let what was replaced go."""
-        self._undo = None
 
 
 def attach(model: nn.Module, path: str | Path, originals: Literal["keep", "drop"] = "keep") -> Attached:
@@ -226,6 +186,8 @@ def _fill(model: nn.Module, parts: Parts, names: dict[str, list[str]], attached:
             parent, _, key = path.rpartition(".")
             attached.put(model.get_submodule(parent), "_modules", key, layer)
             attached.layers += (alias,)
+    if parts.share is not None:
+        attached.share(model, parts.share)
 
 
 def _put_tensor(model: nn.Module, names: list[str], tensor: Tensor, attached: Attached) -> None:

@@ -75,6 +75,8 @@ class Parts:
     """What the weights in `layers` compute in."""
     dense: dict[str, str] = field(default_factory=dict)
     """Why a sparse weight is among the tensors."""
+    share: Callable[[Any], Iterable[Any]] | None = None
+    """Gives a module that holds several of the layers hooks, by which they share work; returns their handles."""
 
 
 class Backend(ABC):
@@ -155,6 +157,15 @@ class Backend(ABC):
         Measures nothing: it answers from what `calibrate` found, in this process or an earlier one, else from a model.
         """
         raise UsageError(f"backend {self.name} predicts no speed; ask for --backend kernel")
+
+    def cost_activated(
+        self, shape: tuple[int, int, int], pattern: Pattern, tokens: int, operators: int, values: Values = "fp32"
+    ) -> float:
+        """Like `cost`, where so many operators behind the product are an activation, which `absorbed` names.
+
+        Their time counts where what runs the pattern would not apply it after all; for `Dense()` it never does.
+        """
+        return self.cost(shape, pattern, tokens, values)
 
     def cost_basis(self, pattern: Pattern, values: Values = "fp32") -> Basis:
         """What `cost` rests on for a pattern."""

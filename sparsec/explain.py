@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def explain(
         seconds = _measuring(backend, wanted, values)
     else:
         backend.calibrate(wanted, values, progress)
-        seconds = table(backend, values)
+        seconds = table(backend, values, known)
     made = {one.name: [predict(known, each, one.patterns, seconds) for each in known.profiles] for one in variants}
     is_measured = measure or (
         bool(wanted) and all(backend.cost_basis(pattern, values) == "measured" for pattern in wanted)
@@ -126,9 +127,12 @@ def survey(
     return Survey(tuple(profiles), sites, absorbed)
 
 
-def table(backend: Backend, values: Values) -> Seconds:
-    """Seconds as the backend's table knows them."""
-    return lambda site, pattern, rows: backend.cost(site.shape, pattern, rows, values)
+def table(backend: Backend, values: Values, known: Survey) -> Seconds:
+    """Seconds as the backend's table knows them, with the activations that the survey leaves out."""
+    operators = Counter(known.absorbed.values())
+    return lambda site, pattern, rows: backend.cost_activated(
+        site.shape, pattern, rows, operators[site.name] // len(site.users), values
+    )
 
 
 def _measuring(backend: Backend, patterns: Sequence[Pattern], values: Values) -> Seconds:

@@ -88,6 +88,8 @@ def compressed(name: Name, weight: Tensor) -> Tensor:
         warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor is in prototype stage")
         try:
             found: Tensor = tensor_class(name).from_dense(weight.contiguous())
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise UsageError(
                 f"torch {torch.__version__} refuses {name} on {torch.cuda.get_device_name(weight.device)}: "
@@ -107,16 +109,21 @@ def semi_structured_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     return torch.nn.functional.linear(tokens, weight, bias).view(*x.shape[:-1], weight.shape[0])
 
 
+def compress_weight(site: str, weight: Tensor, compress: Compress) -> Tensor:
+    """Compress a weight (rows, cols). Raises ArtifactError where it is not 2:4: torch would drop some of it."""
+    if broken := TWO_OF_FOUR.violations(weight[None]).first:
+        raise ArtifactError(f"{site} is not 2:4: {broken[0]}; compile the model again")
+    return compress(weight)
+
+
 def compress_weights(module: GraphModule, weights: Collection[str], compress: Compress) -> None:
     """Compress these weights of a graph, which are on the GPU, and let the products with them run sparse. In place.
 
-    One weight at a time is there twice. Raises ArtifactError where a weight is not 2:4: torch would drop some of it.
+    One weight at a time is there twice. Raises ArtifactError where one is not 2:4.
     """
     for name in weights:
-        weight = _fx.get_tensor(module, name)
-        if broken := TWO_OF_FOUR.violations(weight[None]).first:
-            raise ArtifactError(f"{name.removesuffix('_dense')} is not 2:4: {broken[0]}; compile the model again")
-        _fx.set_tensor(module, name, compress(weight))
+        made = compress_weight(name.removesuffix("_dense"), _fx.get_tensor(module, name), compress)
+        _fx.set_tensor(module, name, made)
     for node in _fx.calls(module.graph, torch.ops.aten.linear.default):
         if str(node.args[1].target) in weights:
             new = _fx.call(node, semi_structured_linear, node.args, node.meta[_fx.TYPE], "semi_structured")

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from sparsec import _fx, semi_structured
+from sparsec import _fx
 from sparsec.backend import FP32_TOLERANCE, Backend, Check, CheckData, Emitted, Parts, Verdict, compare
 from sparsec.backends.kernel import cost
 from sparsec.backends.kernel.calls import has_kernel, no_kernel
 from sparsec.backends.kernel.cpu import int8, library
-from sparsec.backends.kernel.cuda import calibrating, ceilings
-from sparsec.backends.kernel.cuda.driver import no_gpu
+from sparsec.backends.kernel.cuda import calibrating
+from sparsec.backends.kernel.cuda.destination import destination
 from sparsec.backends.kernel.cuda.install import install_on
+from sparsec.backends.kernel.cuda.sharing import share
 from sparsec.backends.kernel.install import absorbed, install_kernels
 from sparsec.backends.kernel.parts import on_gpu, read_parts
 from sparsec.backends.kernel.proofs import KERNEL_TOKENS, kernel_problems
@@ -34,12 +34,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import GraphModule
 
-    from sparsec.backends.kernel.cuda.ceilings import Ceilings
     from sparsec.cost import Basis
     from sparsec.sites import Site
-
-
-log = logging.getLogger("sparsec")
 
 
 class KernelBackend(Backend):
@@ -158,10 +154,10 @@ class KernelBackend(Backend):
         chosen = _device(device)
         if chosen.type == "cpu":
             return self.load(folder, manifest)
-        table, module = _table(chosen), read_graph(folder)
+        there, module = destination(chosen, declared_tokens(manifest)), read_graph(folder)
         with torch.cuda.device(chosen):
-            verdicts = install_on(module, chosen, table, declared_tokens(manifest), semi_structured.compressor())
-        return Runnable(module, manifest, chosen, verdicts)
+            verdicts = install_on(module, there)
+        return Runnable(module, manifest, there.device, verdicts)
 
     def load_dense(self, folder: Path, manifest: dict[str, Any]) -> Runnable:
         return Runnable(install_kernels(read_graph(folder), dense=True), manifest)
@@ -170,10 +166,10 @@ class KernelBackend(Backend):
         chosen = _device(device)
         if chosen.type == "cpu":
             return read_parts(folder, manifest)
-        table = _table(chosen)
+        there = destination(chosen, declared_tokens(manifest))
         with torch.cuda.device(chosen):
-            parts = read_parts(folder, manifest, on_gpu(chosen, table, declared_tokens(manifest)))
-            parts.tensors.update({name: tensor.to(chosen) for name, tensor in parts.tensors.items()})
+            parts = read_parts(folder, manifest, on_gpu(there), share)
+            parts.tensors.update({name: tensor.to(there.device) for name, tensor in parts.tensors.items()})
         return parts
 
 
@@ -253,17 +249,6 @@ def _device(text: str) -> torch.device:
     if number >= torch.cuda.device_count():
         raise UsageError(f"{text}: this machine has {torch.cuda.device_count()} CUDA GPUs, counted from cuda:0")
     return torch.device("cuda", number)
-
-
-def _table(device: torch.device) -> Ceilings | None:
-    """What is known of a GPU. Raises UsageError where the kernels cannot run on it."""
-    if reason := no_gpu():
-        raise UsageError(f"{device}: {reason}")
-    table = ceilings.of_gpu(device.index)
-    if table is None:
-        name = torch.cuda.get_device_name(device)
-        log.warning("%s was not measured, so no layer runs dense for speed: sparsec bench --calibrate", name)
-    return table
 
 
 def _inputs(module: GraphModule) -> dict[str, str]:

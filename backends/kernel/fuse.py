@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -48,25 +48,36 @@ def fuse_activations(module: GraphModule) -> int:
     for linear in [node for kernel in _ARGUMENTS for node in _fx.calls(module.graph, kernel)]:
         if len(linear.args) > _ARGUMENTS[linear.target]:  # type: ignore[index]
             continue  # it has its activation
-        result = linear
-        while len(result.users) == 1 and (user := next(iter(result.users))).target in _VIEWS:
-            result = user
-        found = _activation_behind(result)
+        found = activation_behind(linear)
         if found is None:
             continue
-        end, activation = found
-        _fx.replace(end, result)
-        args = (*linear.args, activation)
+        _fx.replace(found.end, found.result)
+        args = (*linear.args, found.name)
         _fx.replace(linear, _fx.call(linear, linear.target, args, linear.meta[_fx.TYPE], linear.name))  # type: ignore[arg-type]
         fused += 1
     return fused
 
 
-def _activation_behind(source: Node) -> tuple[Node, Activation] | None:
-    """The node that ends an activation of `source`, and which one it is."""
+class Behind(NamedTuple):
+    """An activation that a layer could apply itself."""
+
+    result: Node
+    """The last view of the layer's result."""
+    end: Node
+    """The last node of the activation."""
+    name: Activation
+    operators: int
+    """That the activation is written in."""
+
+
+def activation_behind(linear: Node) -> Behind | None:
+    """The activation behind a layer, by the rules above."""
+    source = linear
+    while len(source.users) == 1 and (user := next(iter(source.users))).target in _VIEWS:
+        source = user
     users = list(source.users)
     if len(users) == 1 and users[0].target == _aten.relu.default:
-        return users[0], "relu"
+        return Behind(source, users[0], "relu", 1)
     values: dict[Node, Tensor] = {source: _probe()}
     while len(values) <= _LONGEST:
         node = next((user for known in values for user in known.users if _follows(user, values)), None)
@@ -75,7 +86,7 @@ def _activation_behind(source: Node) -> tuple[Node, Activation] | None:
         values[node] = _evaluate(node, values)
         read_outside = [known for known in values if not values.keys() >= known.users.keys()]
         if read_outside == [node] and (activation := _named(values[node])):
-            return node, activation
+            return Behind(source, node, activation, len(values) - 1)
     return None
 
 

@@ -38,7 +38,7 @@ def install_kernels(module: GraphModule, dense: bool = False, tokens: TokenRange
             continue  # what the model computes has its activations rounded too: the portable operator does that
         runs_here, stored = has_kernel(call) and not dense, cast("Values", call.layout.stored)
         if runs_here and library.level() is None:
-            _say_once(library.unavailable_reason() or "the kernels are switched off")
+            say_once(library.unavailable_reason() or "the kernels are switched off")
         elif runs_here and not slow(call.layout.shape, call.layout.pattern, stored, tokens):
             _install_stream(module, call)
             continue
@@ -87,5 +87,6 @@ def absorbed(program: Program) -> dict[str, str]:
 
 
 @cache
-def _say_once(reason: str) -> None:
+def say_once(reason: str) -> None:
+    """Why no sparse kernel runs here, once in a process."""
     log.warning("sparse weights run on the dense reference path, at dense speed: %s", reason)

@@ -5,6 +5,7 @@ Models count as if they were bfloat16, whatever they are: that is what the GPU k
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,6 @@ from sparsec.imagined import imagine
 from sparsec.layout import Values
 from sparsec.pattern import Dense, Pattern
 from sparsec.pipeline import Progress, no_progress
-from sparsec.semi_structured import TWO_OF_FOUR
 from sparsec.uses import lowers_to_linear
 
 if TYPE_CHECKING:
@@ -53,25 +53,38 @@ class OnGpu(KernelBackend):
 
     def plan(self, program: Program, values: Values = "fp32", tokens: TokenRange | None = None) -> tuple[Verdict, ...]:
         """Without `tokens` every site that a sparse kernel takes runs sparse: a table shows where it is slower."""
-        return tuple(self._on(program, site, values, tokens) for site in program.sites.sparse)
+        operators = Counter(self.absorbed(program).values() if tokens else ())
+        return tuple(
+            self._on(program, site, values, tokens, operators[site.name] // len(site.users))
+            for site in program.sites.sparse
+        )
 
-    def _on(self, program: Program, site: Site, values: Values, tokens: TokenRange | None) -> Verdict:
+    def _on(self, program: Program, site: Site, values: Values, tokens: TokenRange | None, operators: int) -> Verdict:
         assert site.pattern is not None
         pattern, (_, rows, cols) = site.pattern.executable, site.shape
         if values == "int8":
             return Verdict(site.name, False, "dense", _INT8)
         if not lowers_to_linear(program.module, site):
             return Verdict(site.name, False, "dense", "it is no plain linear layer; there is no GPU kernel for it")
-        chosen = choice.choose(pattern, rows, cols, self.table if tokens else None, tokens)
+        chosen = choice.choose(pattern, rows, cols, self.table if tokens else None, tokens, operators=operators)
         return Verdict(site.name, chosen.sparse, chosen.kernel, chosen.reason)
 
     def cost(self, shape: tuple[int, int, int], pattern: Pattern, tokens: int, values: Values = "fp32") -> float:
         """Of the form that would be chosen for this number of tokens alone; see `choice`."""
+        return self.cost_activated(shape, pattern, tokens, 0, values)
+
+    def cost_activated(
+        self, shape: tuple[int, int, int], pattern: Pattern, tokens: int, operators: int, values: Values = "fp32"
+    ) -> float:
+        """The activation counts in every form but panels, which apply it."""
         batch, rows, cols = shape
         if isinstance(pattern, Dense):
             return batch * roofline.dense(self.table, rows, cols, tokens)
-        forms = choice.candidates(pattern.executable, rows, cols) or ("dense",)
-        return batch * min(choice.seconds(self.table, one, pattern.executable, rows, cols, tokens) for one in forms)
+        runs = pattern.executable
+        forms: tuple[choice.Kernel, ...] = choice.candidates(runs, rows, cols) or ("dense",)
+        return batch * min(
+            choice.seconds(self.table, one, runs, rows, cols, tokens, operators=operators) for one in forms
+        )
 
     def cost_basis(self, pattern: Pattern, values: Values = "fp32") -> Basis:
         return self.table.basis
@@ -83,13 +96,6 @@ class OnGpu(KernelBackend):
         self, shape: tuple[int, int, int], patterns: Sequence[Pattern], tokens: Sequence[int], values: Values = "fp32"
     ) -> list[list[float]]:
         raise UsageError("--measure times the CPU kernels; for a GPU run: sparsec bench --calibrate, and leave it out")
-
-    def absorbed(self, program: Program) -> dict[str, str]:
-        """None where a site might run on torch's 2:4 product, which applies no activation."""
-        found = super().absorbed(program)
-        patterns = {site.name: site.pattern for site in program.sites.sparse if site.pattern}
-        twos = {name for name, pattern in patterns.items() if pattern.implies(TWO_OF_FOUR)}
-        return {node: site for node, site in found.items() if site not in twos}
 
     def profile(self, program: Program, without: Collection[str], inputs: dict[str, Tensor], tokens: int) -> Profile:
         """Imagined, not run: see `sparsec.imagined`."""

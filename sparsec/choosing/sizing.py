@@ -61,7 +61,7 @@ class Sizer:
             self.known = survey(self.program, self.backend, running, [self.request.tokens], self.progress)
         patterns = {pattern for one in running for pattern in one.patterns.values()}
         self.backend.calibrate(sorted(patterns, key=str), values, self.progress)
-        seconds = table(self.backend, values)
+        seconds = table(self.backend, values, self.known)
         for one in running:
             made = predict(self.known, self.known.profiles[0], one.patterns, seconds)
             self.layers[one.name] = {layer.site: layer for layer in made.layers}

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 import sparsec
 from sparsec import Program, _fx
 from sparsec.axes import analyse, apply
-from sparsec.backends.kernel.cpu import library
+from sparsec.backends.kernel.cpu import int8, library
 from sparsec.backends.kernel.cpu.int8 import int8_linear
 from sparsec.backends.kernel.cpu.layer import INT8, SparseLinear
 from sparsec.errors import ArtifactError, UsageError
@@ -381,9 +381,9 @@ def test_an_attached_model_may_be_copied_and_pickled(attached: Residual) -> None
 def test_a_layer_of_int8_values_runs_the_int8_kernels() -> None:
     pattern, weight, x = sparsec.Pattern.parse(PATTERN), random(8, 10), random(3, 10, seed=1)
     layout = stored_as(compress(weight[None], pattern, pattern.project(weight.abs()[None])), "int8")
-    layer = SparseLinear(INT8, INT8.pack(layout), WeightView((1, 0), (10, 8)), nn.Parameter(random(8), False))
+    layer = SparseLinear(INT8, int8.pack(layout), WeightView((1, 0), (10, 8)), nn.Parameter(random(8), False))
 
-    assert torch.equal(int8_linear(x, INT8.pack(layout), layer.bias, 8), layer(x))
+    assert torch.equal(int8_linear(x, int8.pack(layout), layer.bias, 8), layer(x))
     assert torch.equal(decompress(layout)[0].T, layer.unpacked())
 
 

@@ -26,7 +26,7 @@ LEVELS = [  # a module imports only from levels above it
     {"tracing", "pipeline", "quality", "prediction", "signature", "imagined"},
     {"backend", "data", "axes", "oneshot"},
     {"registry", "training", "permuting"},
-    {"recipe", "catalogue", "artifact", "peers", "machine", "onnxfile"},
+    {"recipe", "catalogue", "artifact", "attached", "peers", "machine", "onnxfile"},
     {"onnxrequest", "methods", "heads", "loaded", "plan"},
     {"pretrained", "taskdata"},
     {"models", "inspection", "description", "shorthand", "attaching", "benchmark"},

@@ -12,24 +12,31 @@ from torch.utils import _pytree
 from sparsec.backends.kernel.cpu import int8, stream
 from sparsec.backends.kernel.cpu.linear import stream_linear
 from sparsec.errors import UsageError
-from sparsec.layout import SparseLayout, decompress
+from sparsec.layout import decompress
 from sparsec.view import WeightView
 
 
 class Product(NamedTuple):
-    """A family of kernels: what packs a layout, multiplies by the stream, and unpacks it again."""
+    """A family of kernels: what multiplies by a packed weight, and unpacks it to (1, rows, cols) of a type."""
 
-    pack: Callable[[SparseLayout], Tensor]
     run: Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
-    unpack: Callable[[Tensor], SparseLayout]
+    unpack: Callable[[Tensor, torch.dtype], Tensor]
 
 
-FLOAT = Product(stream.pack, stream_linear, stream.unpack)
-INT8 = Product(int8.pack, int8.int8_linear, int8.unpack)
+def _of_stream(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    return decompress(stream.unpack(packed), dtype)
+
+
+def _of_int8(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    return decompress(int8.unpack(packed), dtype)
+
+
+FLOAT = Product(stream_linear, _of_stream)
+INT8 = Product(int8.int8_linear, _of_int8)
 
 
 class SparseLinear(nn.Module):
-    """y = x @ weight.T + bias for inference, of a stream that `product` packed.
+    """y = x @ weight.T + bias for inference, of a weight packed for `product`.
 
     `view`: how the weight of the layer it replaces lies; `dtype`: what it computes in. The weight is held packed only;
     `weight` unpacks it for code that computes with it, and `reads` counts how often that happened. Whoever would train,
@@ -67,8 +74,7 @@ class SparseLinear(nn.Module):
 
     def unpacked(self) -> Tensor:
         """The weight as the model's own layer held it."""
-        layout = self.product.unpack(self.stream)
-        return self.view.to_parameter(decompress(layout, self.dtype))
+        return self.view.to_parameter(self.product.unpack(self.stream, self.dtype))
 
     def extra_repr(self) -> str:
         """As nn.Linear prints itself."""
@@ -82,7 +88,7 @@ class SparseLinear(nn.Module):
                 f"{_FOR_INFERENCE} in {kind} on {_words(place)}; {asked.dtype} on {asked.device} was asked for: "
                 "sparsec.detach(model) restores the dense model, which can be cast and moved"
             )
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+        return self  # as it is already; torch's compressed weights take no `to`
 
     def _save_to_state_dict(self, *_: Any) -> None:
         raise UsageError(

@@ -32,8 +32,8 @@ def arch_of(capability: tuple[int, int]) -> str:
     major, minor = capability
     if capability < FIRST_CAPABILITY:
         raise UsageError(
-            f"this GPU has compute capability {major}.{minor}; sparse tensor cores come with 8.0 (Ampere): load the "
-            'artifact on the CPU (device="cpu"), or find a newer GPU'
+            f"this GPU has compute capability {major}.{minor}; sparse tensor cores come with 8.0 (Ampere): find a "
+            'newer GPU, or use the CPU (device="cpu"), which has sparse kernels too'
         )
     return f"sm_{major}{minor}" + ("a" if major >= 9 else "")
 
@@ -49,6 +49,14 @@ def unavailable() -> str | None:
             "pip install 'sparsec[cuda]'"
         )
     return None
+
+
+def cuda_version() -> tuple[int, int]:
+    """The CUDA version that NVRTC compiles for. Raises UsageError where nothing can be compiled."""
+    if reason := unavailable():
+        raise UsageError(reason)
+    _, major, minor = _nvrtc().nvrtcVersion()
+    return major, minor
 
 
 def cubin(kernel: str, macros: Mapping[str, int], arch: str) -> bytes:
@@ -97,7 +105,7 @@ def sources(kernel: str) -> dict[str, str]:
 
 def cache_file(kernel: str, macros: Mapping[str, int], arch: str) -> Path:
     """Where a cubin is kept."""
-    version = None if unavailable() else _nvrtc().nvrtcVersion()[1:]
+    version = None if unavailable() else cuda_version()
     stands_for = [sources(kernel), _defines(macros), arch, _OPTIONS, version]
     key = hashlib.sha256(json.dumps(stands_for).encode()).hexdigest()[:24]
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -25,7 +25,7 @@ from sparsec import semi_structured
 from sparsec.backends.kernel.cuda import ceilings, roofline
 from sparsec.backends.kernel.cuda.build import cubin
 from sparsec.backends.kernel.cuda.ceilings import Ceilings
-from sparsec.backends.kernel.cuda.driver import Gpu, Variant, gpu
+from sparsec.backends.kernel.cuda.driver import Gpu, Variant, gpu, unprepared
 from sparsec.backends.kernel.cuda.linear import run
 from sparsec.backends.kernel.cuda.panels import Form, pack, unpack
 from sparsec.backends.kernel.cuda.variants import MOST_DECODED, Activation, Device, common_macros, decode, gemm
@@ -85,6 +85,8 @@ def calibrate(device: str, progress: Progress = no_progress) -> Ceilings:
     if not torch.cuda.is_available():
         raise UsageError(f"{device}: no CUDA GPU was found, and only a GPU can be measured; calibrate where it is")
     index = ceilings.index_of(device)
+    if reason := unprepared():
+        raise UsageError(f"{device}: {reason}")
     with torch.cuda.device(index), torch.inference_mode():
         compile_all(kernels(ceilings.device_of(index), Sizes()), ceilings.device_of(index).arch)
         name, l2 = torch.cuda.get_device_name(index), torch.cuda.get_device_properties(index).L2_cache_size

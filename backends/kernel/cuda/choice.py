@@ -5,6 +5,7 @@
 2. A weight that no sparse form makes faster runs dense, with the reason; so does one that none takes.
 3. torch's 2:4 product is a candidate where every weight of the pattern is 2:4, 64:2:8 alike, and this torch has it.
 4. Without a table of the GPU nothing is predicted: what has panels runs on them.
+5. The operators of an activation behind a layer count for the forms that do not apply it themselves: all but panels.
 """
 
 from __future__ import annotations
@@ -50,8 +51,12 @@ def choose(
     dtype: torch.dtype = torch.bfloat16,
     moved: bool = False,
     two_of_four: bool = True,
+    operators: int = 0,
 ) -> Chosen:
-    """Choose for a weight (rows, cols). `moved`: its strips' rows come from anywhere; `two_of_four`: torch has 2:4."""
+    """Choose for a weight (rows, cols).
+
+    `moved`: its strips' rows come from anywhere; `two_of_four`: torch has 2:4; `operators`: see rule 5.
+    """
     forms = candidates(pattern, rows, cols, dtype, moved, two_of_four)
     if not forms:
         return Chosen("dense", no_panels(pattern) or "no sparse kernel takes it")
@@ -59,7 +64,7 @@ def choose(
         kernel: Kernel = "panels" if "panels" in forms else "cuSPARSELt"
         return Chosen(kernel, caveat(pattern) if kernel == "panels" else "")
     counts = (tokens or DEFAULT).counts
-    speeds = {one: _speed(on, one, pattern, rows, cols, moved, counts) for one in forms}
+    speeds = {one: _speed(on, one, pattern, rows, cols, moved, operators, counts) for one in forms}
     best = max(speeds, key=lambda one: speeds[one])
     if speeds[best] < 1:
         undeclared = "" if tokens else "; if its layers see others, compile it with --tokens"
@@ -83,15 +88,21 @@ def candidates(
 
 
 def seconds(
-    on: Ceilings, kernel: Kernel, pattern: Pattern, rows: int, cols: int, tokens: int, moved: bool = False
+    on: Ceilings,
+    kernel: Kernel,
+    pattern: Pattern,
+    rows: int,
+    cols: int,
+    tokens: int,
+    moved: bool = False,
+    operators: int = 0,
 ) -> float:
-    """Of one product in one of the forms."""
-    if kernel == "dense":
-        return roofline.dense(on, rows, cols, tokens)
-    if kernel == "cuSPARSELt":
-        return roofline.two_of_four(on, rows, cols, tokens)
-    assert isinstance(pattern, (NM, SharedColumns))
-    return roofline.panels(on, Form(pattern, rows, cols, moved), tokens)
+    """Of one product in one of the forms, and of the activation behind it (rule 5)."""
+    if kernel == "panels":
+        assert isinstance(pattern, (NM, SharedColumns))
+        return roofline.panels(on, Form(pattern, rows, cols, moved), tokens)
+    product = roofline.dense if kernel == "dense" else roofline.two_of_four
+    return product(on, rows, cols, tokens) + operators * roofline.elementwise(on, rows, tokens)
 
 
 def caveat(pattern: Pattern) -> str:
@@ -103,10 +114,17 @@ def caveat(pattern: Pattern) -> str:
 
 
 def _speed(
-    on: Ceilings, kernel: Kernel, pattern: Pattern, rows: int, cols: int, moved: bool, counts: tuple[int, ...]
+    on: Ceilings,
+    kernel: Kernel,
+    pattern: Pattern,
+    rows: int,
+    cols: int,
+    moved: bool,
+    operators: int,
+    counts: tuple[int, ...],
 ) -> float:
     def cost(shape: tuple[int, int, int], pattern: Pattern, tokens: int, values: Values) -> float:
-        one = "dense" if isinstance(pattern, Dense) else kernel
-        return seconds(on, one, pattern, rows, cols, tokens, moved)
+        one: Kernel = "dense" if isinstance(pattern, Dense) else kernel
+        return seconds(on, one, pattern, rows, cols, tokens, moved, operators)
 
     return speed(cost, (1, rows, cols), pattern, counts)

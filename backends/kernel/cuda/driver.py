@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sparsec.backends.kernel.cuda.build import arch_of, cubin, unavailable
+from sparsec.backends.kernel.cuda.build import arch_of, cubin, cuda_version, unavailable
 from sparsec.backends.kernel.cuda.variants import Device, Window
 from sparsec.errors import UsageError
 
@@ -150,17 +150,50 @@ def gpu(index: int) -> CudaGpu:
     return CudaGpu(index)
 
 
-@cache
-def no_gpu() -> str | None:
+def cannot_run() -> str | None:
     """Why the kernels cannot run on this machine's current GPU, or None."""
-    if not torch.cuda.is_available():
-        built = "" if torch.version.cuda else ", and this torch is built without CUDA"
-        return f"no CUDA GPU was found{built}: load the artifact on the CPU, or on a machine with an NVIDIA GPU"
+    return no_gpu() or too_old(torch.cuda.current_device()) or unprepared()
+
+
+def no_gpu() -> str | None:
+    """Why torch finds no GPU on this machine, or None."""
+    if torch.cuda.is_available():
+        return None
+    elsewhere = "load the artifact on the CPU, or on a machine with an NVIDIA GPU"
+    if not torch.version.cuda:
+        return f"no CUDA GPU was found, and this torch is built without CUDA: {elsewhere}"
     try:
-        arch_of(torch.cuda.get_device_capability())
+        torch.cuda.init()
+        why = "torch says nothing more"
+    except RuntimeError as error:  # torch's reason: a driver that is too old, or none
+        why = " ".join(str(error).split()).partition(". ")[0]
+    return f"no CUDA GPU was found ({why}): install or update the NVIDIA driver where there is one, {elsewhere}"
+
+
+def too_old(index: int) -> str | None:
+    """Why none of the kernels can run on a GPU, whatever is installed, or None."""
+    try:
+        arch_of(torch.cuda.get_device_capability(index))
     except UsageError as error:
         return str(error)
-    return unavailable()
+    return None
+
+
+@cache
+def unprepared() -> str | None:
+    """What must be installed before kernels can be compiled and loaded here, or None.
+
+    A driver loads what its own major version of CUDA, or an older one, compiles.
+    """
+    if reason := unavailable():
+        return reason
+    has, (major, minor) = _ok(_driver().cuDriverGetVersion(), "the GPU kernels"), cuda_version()
+    if has // 1000 >= major:
+        return None
+    return (
+        f"the NVIDIA driver is too old: it has CUDA {has // 1000}.{has % 1000 // 10}, and the GPU kernels are compiled "
+        f"for CUDA {major}.{minor}; {_OTHER_DRIVER}"
+    )
 
 
 def _zeros(count: int) -> Tensor:

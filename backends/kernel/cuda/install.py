@@ -1,6 +1,7 @@
 """Put a loaded graph on a GPU: sparse layers on the GPU kernels, everything else on torch's.
 
-1. A layer runs as `choice` says where it computes in fp16 or bf16. Others run dense, with the reason.
+1. A layer runs as `choice` says where it computes in fp16 or bf16. Others run dense, with the reason; on a GPU that is
+   too old for the kernels all do.
 2. Panels are made on the GPU, one layer after the other, and what they were made from stays on the CPU.
 3. int8 V:N:M, whose activations are rounded too, is computed by the portable operator: there is no dense kernel for it.
 4. Results that only other sparse layers read, through arithmetic on each number, lie as those layers read them.
@@ -12,6 +13,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,20 +22,20 @@ import torch
 from sparsec import _fx
 from sparsec.backend import Verdict
 from sparsec.backends.kernel.cuda.choice import choose
+from sparsec.backends.kernel.cuda.destination import Destination
 from sparsec.backends.kernel.cuda.linear import panel_linear, side_by_side
 from sparsec.backends.kernel.cuda.panels import DTYPES, pack
-from sparsec.backends.kernel.fuse import fuse_activations
+from sparsec.backends.kernel.fuse import activation_behind, fuse_activations
 from sparsec.errors import UsageError
+from sparsec.layout import decompress
 from sparsec.lowered import PackedCall, packed_calls, run_dense
 from sparsec.ops import rounds_activations
-from sparsec.semi_structured import compress_weights
+from sparsec.semi_structured import compress_weight, compress_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import GraphModule, Node
 
-    from sparsec.backends.kernel.cuda.ceilings import Ceilings
-    from sparsec.cost import TokenRange
     from sparsec.layout import SparseLayout
     from sparsec.semi_structured import Compress
 
@@ -55,27 +58,20 @@ def no_kernel(call: PackedCall) -> str | None:
     return None
 
 
-def install_on(
-    module: GraphModule,
-    device: torch.device,
-    table: Ceilings | None = None,
-    tokens: TokenRange | None = None,
-    compress: Compress | None = None,
-) -> dict[str, Verdict]:
+def install_on(module: GraphModule, there: Destination) -> dict[str, Verdict]:
     """Replace every call on packed tables by what shall run there, and move the graph. In place; tells what runs.
 
-    `table`, `tokens`: what is known of the GPU, and what was declared; see `choice`. `compress`: for torch's 2:4
-    product, where there is one. Raises UsageError where the GPU has no memory left.
+    Raises UsageError where the GPU has no memory left.
     """
-    calls = packed_calls(module)
-    verdicts = {call.site: verdict(call, table, tokens, compress is not None) for call in calls}
+    calls, device = packed_calls(module), there.device
+    verdicts = {call.site: verdict(call, there, _operators_behind(call)) for call in calls}
     for call in calls:
         kernel = verdicts[call.site].kernel
         if kernel == "panels":
             _install(module, call, device)
         elif kernel != "reference":
             run_dense(module, call)
-    dense = Counter(one.reason for one in verdicts.values() if not one.sparse)
+    dense = Counter(one.reason for one in verdicts.values() if not one.sparse and one.reason != there.too_old)
     for reason, count in dense.items():
         log.warning("%d sparse weights run dense on the GPU: %s", count, reason)
     fuse_activations(module)
@@ -85,25 +81,32 @@ def install_on(
     _fx.prune_unused(module)
     _fx.move(module, device)
     twos = [f"{site}_dense" for site, one in verdicts.items() if one.kernel == "cuSPARSELt"]
-    if compress is not None and twos:
-        compress_weights(module, twos, compress)
+    if there.compress is not None:
+        for name in twos:
+            with _room(name.removesuffix("_dense"), device, "2:4 form"):
+                compress_weights(module, [name], there.compress)
     module.graph.lint()
     module.recompile()
     return verdicts
 
 
-def verdict(call: PackedCall, table: Ceilings | None, tokens: TokenRange | None, two_of_four: bool) -> Verdict:
-    """What runs a weight there, by rules 1 and 3. `two_of_four`: whether torch's 2:4 product may."""
+def verdict(call: PackedCall, there: Destination, operators: int = 0) -> Verdict:
+    """What runs a weight there, by rules 1 and 3. `operators`: of an activation that panels would apply."""
     layout = call.layout
     if call.view is None and rounds_activations(layout):
         return Verdict(call.site, False, "reference", "its activations are rounded to int8; the GPU has no such kernel")
-    if reason := no_kernel(call):
+    if reason := there.too_old or no_kernel(call):
         return Verdict(call.site, False, "dense", reason)
     chosen = choose(
-        layout.pattern, *layout.shape[1:], table, tokens, dtype=call.dtype, moved=layout.rows is not None,
-        two_of_four=two_of_four,
+        layout.pattern, *layout.shape[1:], there.table, there.tokens, dtype=call.dtype,
+        moved=layout.rows is not None, two_of_four=there.compress is not None, operators=operators,
     )  # fmt: skip
     return Verdict(call.site, chosen.sparse, chosen.kernel, chosen.reason)
+
+
+def _operators_behind(call: PackedCall) -> int:
+    found = activation_behind(call.node)
+    return found.operators if found else 0
 
 
 def _install(module: GraphModule, call: PackedCall, device: torch.device) -> None:
@@ -116,17 +119,29 @@ def _install(module: GraphModule, call: PackedCall, device: torch.device) -> Non
 
 def panels_of(call: PackedCall, device: torch.device) -> Tensor:
     """The panels of a call's weight, made there (rule 2). Raises UsageError where there is no memory left."""
+    with _room(call.site, device, f"panels ({call.layout.nbytes / 2**20:.0f} MiB of tables)"):
+        return pack(_on(device, call.layout), call.dtype)
+
+
+def compressed_of(call: PackedCall, device: torch.device, compress: Compress) -> Tensor:
+    """The same, in the form of torch's 2:4 product. Raises ArtifactError where the weight is not 2:4."""
+    with _room(call.site, device, "2:4 form"):
+        return compress_weight(call.site, decompress(_on(device, call.layout), call.dtype)[0], compress)
+
+
+@contextmanager
+def _room(site: str, device: torch.device, what: str) -> Iterator[None]:
+    """Names the weight for which a GPU has no memory left, and gives back what torch holds of it."""
     try:
-        return pack(_there(call.layout, device), call.dtype)
+        yield
     except torch.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         raise UsageError(
-            f"{call.site}: no memory left on {device} for its panels ({call.layout.nbytes / 2**20:.0f} MiB of tables); "
-            "free some, or choose another GPU"
+            f"{site}: no memory left on {device} for its {what}; free some, or choose another GPU"
         ) from error
 
 
-def _there(layout: SparseLayout, device: torch.device) -> SparseLayout:
+def _on(device: torch.device, layout: SparseLayout) -> SparseLayout:
     tables: dict[str, Any] = {name: table.to(device) for name, table in layout.tensors().items()}
     return dataclasses.replace(layout, **tables)
 

@@ -39,6 +39,11 @@ def two_of_four(on: Ceilings, rows: int, cols: int, tokens: int) -> float:
     return _torch(on, "cuSPARSELt", products, moved / on.two_of_four_bytes)
 
 
+def elementwise(on: Ceilings, rows: int, tokens: int) -> float:
+    """A torch kernel that reads (tokens, rows) and writes as much, as activations do."""
+    return max(on.launch_seconds, 4 * tokens * rows / on.memory_bytes)
+
+
 def panels(on: Ceilings, form: Form, tokens: int, side_by_side: bool = False) -> float:
     """The GPU kernels' product; `side_by_side`: x lies as it is read (rule 4)."""
     if tokens <= MOST_DECODED and form.window:

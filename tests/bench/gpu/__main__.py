@@ -34,7 +34,7 @@ import torch
 
 from sparsec.backends.kernel.cuda import calibrating
 from sparsec.backends.kernel.cuda.ceilings import H200
-from sparsec.backends.kernel.cuda.driver import no_gpu
+from sparsec.backends.kernel.cuda.driver import cannot_run
 from sparsec.backends.kernel.cuda.variants import Device
 
 from . import encoders, layers, report
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         count = compiled(dataclasses.replace(H200.device, arch=given.build), (layers.REAL, encoders.REAL))
         print(f"{count} kernels for {given.build} are in the cache")
         return 0
-    if not given.dry_run and (reason := no_gpu()):
+    if not given.dry_run and (reason := cannot_run()):
         print(f"nothing can be measured: {reason}; --dry-run rehearses on the CPU")
         return 2
     on = here(given.dry_run)

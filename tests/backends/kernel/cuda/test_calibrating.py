@@ -185,6 +185,10 @@ def test_only_a_gpu_is_measured_and_its_table_is_kept(tmp_path, monkeypatch) -> 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+    monkeypatch.setattr(calibrating, "unprepared", lambda: "the NVIDIA driver is too old")
+    with pytest.raises(UsageError, match="cuda:0: the NVIDIA driver is too old"):
+        calibrating.calibrate("cuda:0")
+    monkeypatch.setattr(calibrating, "unprepared", lambda: None)
     measured = dataclasses.replace(ceilings.H200, basis="measured")
     monkeypatch.setattr(calibrating, "cubin", lambda kernel, macros, arch: compiled.append((kernel, arch)))
     monkeypatch.setattr(calibrating, "measure", lambda *arguments: asked.append(arguments) or measured)

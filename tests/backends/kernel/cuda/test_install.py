@@ -18,11 +18,13 @@ from sparsec import PassManager, _fx, registry, trace
 from sparsec.backend import Verdict
 from sparsec.backends.kernel import backend as kernel_backend
 from sparsec.backends.kernel.backend import KernelBackend
-from sparsec.backends.kernel.cuda import driver, install
+from sparsec.backends.kernel.cuda import destination as destinations
+from sparsec.backends.kernel.cuda import install
 from sparsec.backends.kernel.cuda.ceilings import H200
+from sparsec.backends.kernel.cuda.destination import Destination
 from sparsec.backends.kernel.cuda.linear import panel_linear, side_by_side
 from sparsec.cost import TokenRange
-from sparsec.errors import UsageError
+from sparsec.errors import ArtifactError, UsageError
 from sparsec.pipeline import relative_difference
 
 BF16_OF_LAYERS = 2e-2  # a few layers, each rounded to 8 bits
@@ -102,7 +104,7 @@ def layers(module: GraphModule) -> list[tuple[str, bool]]:
 def test_layers_run_on_panels_with_their_activation(net: Callable[[], nn.Module], expected: list) -> None:
     module, x = lowered(net), random(2, 5, 32, seed=1).bfloat16()
     reference = module(x)
-    verdicts = install.install_on(module, CPU)
+    verdicts = install.install_on(module, Destination(CPU))
     found = module.requires_grad_(False)(x)
 
     assert expected == layers(module)
@@ -117,7 +119,7 @@ def test_layers_without_a_kernel_run_dense_with_the_reason(caplog) -> None:
         for dtype, pattern in ((torch.float32, "16:2:8"), (torch.bfloat16, "8:2:8"), (torch.bfloat16, "1:4")):
             module, x = lowered(Classic, dtype, pattern), random(2, 5, 32).to(dtype)
             (expected,) = module(x).values()
-            verdicts = install.install_on(module, CPU)
+            verdicts = install.install_on(module, Destination(CPU))
             (found,) = module(x).values()
 
             assert {("dense", False)} == {(one.kernel, one.sparse) for one in verdicts.values()}
@@ -137,7 +139,7 @@ def test_what_would_be_slower_runs_dense_and_its_verdict_says_why(caplog) -> Non
     slower = dataclasses.replace(SLOW, dense_flops=1e20, memory_bytes=1e20, launch_seconds=1e-12)
     module, x = lowered(Classic), random(2, 5, 32, seed=1).bfloat16()
     (expected,) = module(x).values()
-    verdicts = install.install_on(module, CPU, slower, TokenRange(16, 16))
+    verdicts = install.install_on(module, Destination(CPU, slower, TokenRange(16, 16)))
 
     assert 2 == len(verdicts)
     for one in verdicts.values():
@@ -152,21 +154,33 @@ def test_what_is_2_4_runs_on_torchs_product_where_that_is_fastest() -> None:
     """The net of 64 x 64 layers; torch's CUTLASS class stands in for its other one, and its product is emulated."""
     module, x = lowered(Square, passes="32:2:8"), random(16, 64, seed=1).bfloat16()
     (expected,) = module(x).values()
-    verdicts = install.install_on(module, CPU, QUICK, compress=compressed)
+    verdicts = install.install_on(module, Destination(CPU, QUICK, compress=compressed))
     with kernels() as products:
         (found,) = module.requires_grad_(False)(x).values()
 
     assert {"cuSPARSELt"} == {one.kernel for one in verdicts.values()}
     assert 2 == len(products) and [] == layers(module)
     assert relative_difference(found.float(), expected.float()) <= BF16_OF_LAYERS
-    without = install.install_on(lowered(Square, passes="32:2:8"), CPU, QUICK)
+    without = install.install_on(lowered(Square, passes="32:2:8"), Destination(CPU, QUICK))
     assert {"dense"} == {one.kernel for one in without.values()}
+
+
+def test_an_activation_that_panels_apply_counts_when_a_form_is_chosen() -> None:
+    """At 16 tokens a product takes a second dense or as 2:4, an activation one more, and panels 1.5 seconds."""
+    slow_panels = dataclasses.replace(
+        H200, launch_seconds=1.0, sparse_flops=2 * 64 * 64 * 16 * H200.device.multiprocessors / 1.5
+    )
+    module = lowered(Square, passes="32:2:8")
+    verdicts = install.install_on(module, Destination(CPU, slow_panels, TokenRange(16, 16), compressed))
+
+    assert {"up.weight": "panels", "down.weight": "cuSPARSELt"} == {one.site: one.kernel for one in verdicts.values()}
+    assert [("relu", True)] == layers(module)
 
 
 def test_what_several_layers_read_is_laid_out_once() -> None:
     module, x = lowered(Attention), random(40, 32, seed=1).bfloat16()
     (expected,) = module(x).values()
-    install.install_on(module, CPU)
+    install.install_on(module, Destination(CPU))
     copies = list(_fx.calls(module.graph, side_by_side))
     (found,) = module.requires_grad_(False)(x).values()
 
@@ -185,19 +199,41 @@ def test_side_by_side_changes_where_numbers_lie_and_nothing_else(shape: tuple[in
     assert x.data_ptr() == side_by_side(x[:1]).data_ptr()
 
 
+def test_what_runs_on_a_gpu_is_compiled_and_exported_as_one_graph() -> None:
+    module, x = lowered(Gated), random(2, 5, 32, seed=1).bfloat16()
+    install.install_on(module.requires_grad_(False), Destination(CPU))
+    (expected,) = module(x).values()
+    exported = torch.export.export(module, (x,))
+    products = [node for node in exported.graph.nodes if node.target == torch.ops.sparsec.panel_linear.default]
+
+    assert 3 == len(products)
+    for compiled in (torch.compile(module, backend="eager", fullgraph=True), exported.module()):
+        assert torch.equal(expected, *compiled(x).values())
+
+
+def test_an_index_out_of_its_window_is_refused_before_anything_is_packed(monkeypatch) -> None:
+    module = lowered(Classic)
+    name = next(name for name, _ in module.named_buffers() if name.endswith("_columns"))
+    _fx.get_tensor(module, name)[..., -1] = 8
+    monkeypatch.setattr(install, "pack", None)
+    with pytest.raises(ArtifactError, match=name.removesuffix("_columns") + ".*out of range"):
+        install.install_on(module, Destination(CPU))
+
+
 def test_a_full_gpu_is_told_with_the_layer(monkeypatch) -> None:
     def full(*_: object) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(install, "pack", full)
     with pytest.raises(UsageError, match=r"up.weight: no memory left on cpu for its panels"):
-        install.install_on(lowered(Classic), CPU)
+        install.install_on(lowered(Classic), Destination(CPU))
+    with pytest.raises(UsageError, match=r"up.weight: no memory left on cpu for its 2:4 form"):
+        install.install_on(lowered(Square, passes="32:2:8"), Destination(CPU, QUICK, compress=full))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_device_that_is_not_there_is_told_in_one_paragraph(tmp_path) -> None:
     backend = KernelBackend()
-    driver.no_gpu.cache_clear()
     for device, words in (("cuda", "no CUDA GPU was found"), ("mps", "no kernels for"), ("gpu0", "cannot be read")):
         with pytest.raises(UsageError, match=words) as error:
             backend.load_on(device, tmp_path, {})
@@ -208,17 +244,19 @@ def test_a_device_that_is_not_there_is_told_in_one_paragraph(tmp_path) -> None:
 def test_what_is_loaded_on_a_gpu_tells_what_runs_and_what_was_decided_by(table, tmp_path, monkeypatch, caplog) -> None:
     asked: list[tuple[object, ...]] = []
     verdict = Verdict("up.weight", False, "dense", "slower")
-    monkeypatch.setattr(kernel_backend, "no_gpu", lambda: None)
+    for never in ("no_gpu", "unprepared"):
+        monkeypatch.setattr(destinations, never, lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0))
     monkeypatch.setattr(kernel_backend, "_device", lambda text: torch.device(text))
     monkeypatch.setattr(kernel_backend, "read_graph", lambda folder: lowered(Classic))
     monkeypatch.setattr(kernel_backend, "install_on", lambda *given: asked.append(given) or {"up.weight": verdict})
-    monkeypatch.setattr(kernel_backend.ceilings, "of_gpu", lambda index: table)
+    monkeypatch.setattr(destinations.ceilings, "of_gpu", lambda index: table)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     loaded = KernelBackend().load_on("cuda:1", tmp_path, {"recipe": {"tokens": "1-16"}})
 
     assert {"up.weight": verdict} == loaded.verdicts
-    assert (torch.device("cuda:1"), table, TokenRange(1, 16)) == asked[0][1:4]
+    assert Destination(torch.device("cuda:1"), table, TokenRange(1, 16)) == asked[0][1]
     assert ("NVIDIA A100 was not measured" in caplog.text) == (table is None)
 
 

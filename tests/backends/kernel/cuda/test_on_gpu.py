@@ -8,13 +8,13 @@ import pytest
 import torch
 from native.gpu_kernels import assert_close, case, expected
 
-from sparsec.backends.kernel.cuda.driver import CudaGpu, no_gpu
+from sparsec.backends.kernel.cuda.driver import CudaGpu, cannot_run
 from sparsec.backends.kernel.cuda.linear import panel_linear, run
 from sparsec.backends.kernel.cuda.panels import pack
 
-pytestmark = pytest.mark.skipif(no_gpu() is not None, reason=str(no_gpu()))
+pytestmark = pytest.mark.skipif(cannot_run() is not None, reason=str(cannot_run()))
 BF16, FP16 = torch.bfloat16, torch.float16
-HOPPER = no_gpu() is None and torch.cuda.get_device_capability() == (9, 0)
+HOPPER = cannot_run() is None and torch.cuda.get_device_capability() == (9, 0)
 
 
 def on_gpu(make_layout, pattern: str, rows: int, cols: int, tokens: int, dtype: torch.dtype = BF16) -> tuple:

@@ -99,6 +99,18 @@ def test_the_fastest_form_is_chosen_for_the_tokens(pattern: str, tokens: str, ex
     assert bool(chosen.reason) == (expected == "dense")
 
 
+def test_an_activation_counts_for_forms_that_do_not_apply_it() -> None:
+    pattern, tokens = NM(2, 4), TokenRange.parse("2048-4096")
+    plain = {kernel: seconds(H200, kernel, pattern, 4096, 4096, 4096) for kernel in ("panels", "cuSPARSELt", "dense")}
+    behind = {kernel: seconds(H200, kernel, pattern, 4096, 4096, 4096, operators=8) for kernel in plain}
+
+    assert plain["panels"] == behind["panels"]
+    for kernel in ("cuSPARSELt", "dense"):
+        assert plain[kernel] + 8 * 4 * 4096 * 4096 / 4.3e12 == pytest.approx(behind[kernel])
+    assert 8 * 2.5e-6 == pytest.approx(8 * roofline.elementwise(H200, 64, 64))  # a launch each
+    assert ["cuSPARSELt", "panels"] == [choose(pattern, 4096, 4096, H200, tokens, operators=n).kernel for n in (0, 8)]
+
+
 def test_slower_is_a_reason_that_says_what_it_rests_on() -> None:
     chosen = choose(Pattern.parse("64:2:5"), 4096, 4096, H200)
     measured = choose(Pattern.parse("64:2:5"), 4096, 4096, dataclasses.replace(H200, basis="measured"))
@@ -213,3 +225,30 @@ def test_a_site_is_planned_and_timed_as_it_would_run_there() -> None:
     assert 3 * seconds(H200, "panels", patterns[0], 4096, 4096, 16) == there.cost(shape, patterns[0], 16)
     assert 3 * roofline.two_of_four(H200, 4096, 4096, 4096) == there.cost(shape, patterns[1], 4096)
     assert registry.backend("kernel").on("cpu").runs_on() == "this machine"
+
+
+def test_a_prediction_takes_an_activation_as_what_would_be_chosen_does() -> None:
+    """64:2:8 is 2:4 too; written out, the activation takes longer than the kernel that would apply it."""
+    net = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64, bias=False), nn.Linear(64, 8)).eval()
+    program = trace(net, {"input": random(2, 64)})
+    program = program.replace(sites=program.sites.with_targets({"*": "64:2:8"}))
+    there, shape, pattern = registry.backend("kernel").on("h200"), (1, 4096, 4096), Pattern.parse("2:4")
+    forms = {kernel: seconds(H200, kernel, pattern, 4096, 4096, 4096) for kernel in ("panels", "cuSPARSELt")}
+    one = roofline.elementwise(H200, 4096, 4096)
+    (first, *_) = program.sites.sparse
+
+    assert {"gelu": first.name} == there.absorbed(program)
+    assert forms["cuSPARSELt"] < forms["panels"] < forms["cuSPARSELt"] + 8 * one
+    assert forms["cuSPARSELt"] == there.cost(shape, pattern, 4096) == there.cost_activated(shape, pattern, 4096, 0)
+    assert [min(forms["cuSPARSELt"] + n * one, forms["panels"]) for n in (1, 8)] == [
+        there.cost_activated(shape, pattern, 4096, n) for n in (1, 8)
+    ]
+    assert there.cost(shape, DENSE, 4096) == there.cost_activated(shape, DENSE, 4096, 8)
+    there._table = UP_ON_PANELS
+    assert ["panels", "cuSPARSELt"] == [each.kernel for each in there.plan(program, tokens=TokenRange(16, 16))]
+
+
+# At 16 tokens 64 x 64 weights take a second dense or as 2:4, an activation one more, and panels 1.5 seconds.
+UP_ON_PANELS = dataclasses.replace(
+    H200, launch_seconds=1.0, sparse_flops=2 * 64 * 64 * 16 * H200.device.multiprocessors / 1.5
+)
