@@ -29,7 +29,7 @@ setup(
         ),
         Extension(
             "sparsec.oneshot._sweep",
-            sources=["sparsec/oneshot/sweep.cpp"],
+            sources=["sparsec/oneshot/sweep.cpp", "sparsec/oneshot/gram.cpp"],
             depends=["sparsec/oneshot/sweep_block.h", f"{CPU}/unroll.h"],
             include_dirs=[CPU],
             extra_compile_args=[*FLAGS, "-fopenmp", "-Wno-psabi"],

@@ -23,7 +23,7 @@ from sparsec import _fx, mapping
 from sparsec.errors import PatternError, UsageError
 from sparsec.oneshot import gradients
 from sparsec.oneshot.journal import Entry, Journal
-from sparsec.oneshot.moments import Collector, Moments
+from sparsec.oneshot.moments import Collector, Moments, nbytes
 from sparsec.oneshot.operands import matrices
 from sparsec.oneshot.scores import SCORES
 from sparsec.oneshot.solving import Method, misfit
@@ -121,14 +121,17 @@ class _Walk:
         self.much = tokens > _MANY_TOKENS or any(math.prod(site.shape) > _LARGE_SITE for site in self.sites)
         passed: list[Tensor] = []
         for stop in stops:
-            stream.advance(stop.node)
+            beside = _solver_bytes(stop, self.method)
+            stream.advance(stop.node, beside)
             if two and original is None:
                 original = stream.fork().on(dense)  # up to here the two are one
             if original is not None:
-                original.advance(stop.node)
+                original.advance(stop.node, beside)
             mapping.release(*passed)  # rule 7
             passed = [_fx.get_tensor(dense, site.name) for site in stop.sites]  # before they are pruned
             self._prune(stop, known, stream, original)
+            if original is None:
+                mapping.release(*passed)  # nobody reads the dense ones again
             passed += [_fx.get_tensor(module, site.name) for site in stop.sites]
             self._trim()
         self.progress("pruning", len(self.sites), len(self.sites))
@@ -205,6 +208,12 @@ class _Walk:
                 for item, x in rows.items():
                     collectors[site.name][item].add(x, x)
         return {name: {item: one.finish(name) for item, one in each.items()} for name, each in collectors.items()}
+
+
+def _solver_bytes(stop: Stop, method: Method) -> int:
+    """What the sites of a stop take in memory while they are solved, about: moments, and weights twice."""
+    moments = max(nbytes(site.shape[2], method.need) * site.shape[0] for site in stop.sites)
+    return moments + 2 * 4 * sum(math.prod(site.shape) for site in stop.sites)
 
 
 def _inputs(stream: Stream, site: Site, use: Use) -> Iterator[dict[int, Tensor]]:

@@ -1,7 +1,8 @@
 """Second moments of a layer's inputs: what every solver and most scores know of the calibration data.
 
 Sums over processes of torch.distributed are in float64, those of matrices over batches in float32, in two levels: after
-a million tokens the error of an element is about 1e-6 of it, far below what damping adds to the diagonal.
+a million tokens the error of an element is about 1e-6 of it, far below what damping adds to the diagonal. Where there are
+tile units, products are computed by them (`gram.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sparsec.errors import SparsecError
+from sparsec.oneshot import gram
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,6 +103,9 @@ class Collector:
         first = name not in self._products
         if first:
             self._products[name] = x.new_empty(_nelement(self.cols, rows))
+        if gram.available():
+            gram.add(x, x0, self._products[name], rows, first)
+            return
         for i, strip in _strips(self._products[name], self.cols, rows):
             torch.addmm(strip, x[:, i : i + rows].T, x0[:, i:], beta=0 if first else 1, out=strip)
 
@@ -150,6 +155,12 @@ class Collector:
             matrices.get("cross"),
             None if dense_mean is None else dense_mean.double(),
         )
+
+
+def nbytes(cols: int, need: Need | None) -> int:
+    """Bytes that the moments of so many inputs take at most, while they are measured."""
+    matrices = {"gram": 1.5, "cross": 3.5}.get(need or "", 0.0)  # triangles of sums and products, later whole
+    return int(matrices * cols * cols) * 4
 
 
 def _nelement(cols: int, rows: int) -> int:

@@ -32,6 +32,8 @@ _SIGNATURES = {
     "sparsec_sweep": [_PTR],
     "sparsec_turn": [_PTR, _I64, _I64, _PTR, _PTR, _I64],
     "sparsec_keep": [_PTR, _I64, _I64, _PTR, _PTR, _PTR, _I64],
+    "sparsec_gram": [_PTR],
+    "sparsec_gram_supported": [],
 }
 
 
@@ -62,7 +64,7 @@ def _load() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(files[0]))
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
-            function.restype, function.argtypes = None, arguments
+            function.restype, function.argtypes = _I64 if name.endswith("supported") else None, arguments
     except (OSError, AttributeError) as error:
         log.warning("SparseGPT runs without compiled code, which takes longer: %s; reinstall sparsec", error)
         return None
@@ -118,7 +120,7 @@ def sweep_block(groups: Groups, lost: Tensor, fed: Tensor, unit: Tensor) -> None
     sizes |= {"level": _LEVELS.index(os.environ.get("SPARSEC_ISA") or _LEVELS[-1])}
     sizes |= {"scratch_floats": floats, "threads": threads, "scratch": scratch.data_ptr() + -scratch.data_ptr() % 64}
     block = _Block(**sizes, **{name: _at(one) for name, one in held.items()})
-    _library().sparsec_sweep(ctypes.byref(block))
+    library().sparsec_sweep(ctypes.byref(block))
 
 
 def turned(parts: Sequence[Tensor], order: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ def turned(parts: Sequence[Tensor], order: Tensor) -> Tensor:
 
     found = torch.empty(len(order), sum(map(len, parts)))
     rows, place = _rows(parts), order.argsort()
-    _library().sparsec_turn(_at(rows), found.shape[1], found.shape[0], _at(place), _at(found), torch.get_num_threads())
+    library().sparsec_turn(_at(rows), found.shape[1], found.shape[0], _at(place), _at(found), torch.get_num_threads())
     return found
 
 
@@ -137,14 +139,15 @@ def kept(parts: Sequence[Tensor], order: Tensor, lost: Tensor) -> Tensor:
 
     found = torch.empty(lost.shape[1], lost.shape[0])
     rows, place = _rows(parts), order.argsort()
-    _library().sparsec_keep(_at(rows), *found.shape, _at(place), _at(lost), _at(found), torch.get_num_threads())
+    library().sparsec_keep(_at(rows), *found.shape, _at(place), _at(lost), _at(found), torch.get_num_threads())
     return found
 
 
-def _library() -> ctypes.CDLL:
-    library = _load()
-    assert library is not None
-    return library
+def library() -> ctypes.CDLL:
+    """The library; only where it is `available`."""
+    found = _load()
+    assert found is not None
+    return found
 
 
 def _rows(parts: Sequence[Tensor]) -> Tensor:

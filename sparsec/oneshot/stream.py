@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparsec import _fx
+from sparsec.oneshot.shelf import Shelf
 from sparsec.uses import operation
 
-_HELD_ALONE = 256_000_000  # bytes that the only stream may keep at any stop
+_HELD_ALONE = 48_000_000  # bytes that the only stream may keep at any stop
 _HELD_PAIRED = 16_000_000  # and each of two
-_WIDER = 2.2  # or so many times what it kept at the last one: attention's outputs beside the residual stream, and masks
+_WIDER = 2.0  # or so many times what it kept at the last one, less what is needed there for other things
 _COSTLY = frozenset(  # operators that are run twice only for memory's sake
     "linear addmm mm matmul bmm baddbmm einsum conv1d conv2d conv3d scaled_dot_product_attention expert_linear "
     "embedding".split()
@@ -31,6 +32,7 @@ class Stream:
        between, such as a normalisation, is computed batch by batch when it is looked at, and again on the way on.
     5. Where these are many still, and many more than at the last stop (the wide middle of a feed-forward layer), only
        the batches go there for which there is room. The others stay at the last stop's values, but not twice in a row.
+    6. What is kept lies in a few blocks of its own (`Shelf`), not among what is computed with and dropped.
     """
 
     def __init__(self, module: GraphModule, batches: Sequence[Sequence[Tensor]]) -> None:
@@ -52,13 +54,18 @@ class Stream:
         self._values: list[dict[Node, Any]] = [dict(zip(inputs, batch, strict=True)) for batch in batches]
         self._share = _nbytes(self._values[0]) / max(1, sum(map(_nbytes, self._values))) if batches else 1.0
         self._at = [0] * len(batches)
+        shapes = [tuple(each.shape for each in batch) for batch in batches]
+        self._alike = [shapes.count(each) for each in shapes]
+        self._shelf = Shelf(self._alike)
         self._behind = False  # whether some stayed behind at the last stop
 
     def fork(self) -> Stream:
         """Another stream at the same node with the same values."""
         self._most = _HELD_PAIRED
         twin = object.__new__(Stream)
+        self._shelf = Shelf(self._alike)  # what the two share is not written over
         copied = {"_values": [dict(values) for values in self._values], "_at": list(self._at)}
+        copied["_shelf"] = Shelf(self._alike)
         twin.__dict__ = {**self.__dict__, **copied}
         return twin
 
@@ -67,8 +74,11 @@ class Stream:
         self._module = module
         return self
 
-    def advance(self, until: Node) -> None:
-        """Go to a node: every node before it has run, or runs when a value is asked for (rules 4, 5)."""
+    def advance(self, until: Node, beside: int = 0) -> None:
+        """Go to a node: every node before it has run, or runs when a value is asked for (rules 4, 5).
+
+        `beside`: bytes that are needed there for other things.
+        """
         end = self._place[until]
         if end <= self._ahead or not self._values:
             return
@@ -76,16 +86,18 @@ class Stream:
         now = sum(map(_nbytes, self._values))
         place, first = self._narrowest(dict(self._values[0]), self._at[0], end)
         crossing = _nbytes(first) / max(self._share, 1e-9)
-        most, count = max(self._most, _WIDER * self._kept), len(self._values)
+        most, count = max(self._most, _WIDER * self._kept - beside), len(self._values)
         self._behind = bool(self._kept) and crossing > max(most, now) and not self._behind
         if self._behind:
             count = int(count * max(0.0, most - now) / (crossing - now))
         else:
             self._kept = crossing
-        for i, values in enumerate(self._values[:count]):  # rule 1
+        self._shelf.begin()
+        for i in range(count):  # rule 1
+            values = self._values[i] if i else first
             if i:
                 self._run_to(self._at[i], place, values)
-            self._values[i] = values if i else first
+            self._values[i] = self._shelf.keep(i, values)
             self._at[i] = max(place, self._at[i])
 
     def _narrowest(self, values: dict[Node, Any], start: int, end: int) -> tuple[int, dict[Node, Any]]:

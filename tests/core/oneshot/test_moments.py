@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from core.oneshot.problems import inputs
@@ -10,11 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsec.errors import SparsecError
-from sparsec.oneshot import moments
+from sparsec.oneshot import gram, moments
 from sparsec.oneshot.moments import Collector, Moments, Need
 
 FP32_PRODUCTS = 2e-6  # relative to the largest entry: fp32 sums of a few hundred products
 X, X0 = inputs(200, 7), inputs(200, 7, seed=1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def products_by_torch() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:  # those by tile units: test_gram.py
+        patch.setattr(gram, "available", lambda: False)
+        yield
 
 
 def collect(need: Need, *parts: tuple[Tensor, Tensor]) -> Moments:
