@@ -1,8 +1,8 @@
 """Second moments of a layer's inputs: what every solver and most scores know of the calibration data.
 
 Sums over processes of torch.distributed are in float64, those of matrices over batches in float32, in two levels: after
-a million tokens the error of an element is about 1e-6 of it, far below what damping adds to the diagonal. Where there are
-tile units, products are computed by them (`gram.py`).
+a million tokens the error of an element is about 1e-6 of it, far below what damping adds to the diagonal. Where there
+are tile units, products are computed by them (`gram.py`).
 """
 
 from __future__ import annotations
