@@ -9,11 +9,12 @@ LR, SCORE_LR = "2e-4", "1e-3"
 """Of the rates tried in `ranking_grid`, the most accurate."""
 CALMER = "3e-4"
 """A rate of scores that was added when two of six trainings had collapsed at the first."""
+METHODS = ("fixed-mask", "seven-pre", "seven-dyn", "gradual", "platon")
 
 
 def weights(lr: str) -> dict[str, str]:
     """What trains weights: names and passes."""
-    return {name: f"{name}{{{STEPS}, lr={lr}}}" for name in ("fixed-mask", "seven-pre", "gradual", "platon")}
+    return {name: f"{name}{{{STEPS}, lr={lr}}}" for name in METHODS}
 
 
 def masks(rate: str) -> dict[str, str]:
@@ -30,6 +31,7 @@ ARMS = [
     Arm(*arm, pattern, seed)
     for seed in (0, 1, 2)
     for pattern, arms in {
+        "unstructured:0.6": UNTRAINED | weights(LR),
         "unstructured:0.7": UNTRAINED | weights(LR),
         "unstructured:0.8": UNTRAINED | weights(LR),
         "unstructured:0.9": UNTRAINED | masks(SCORE_LR) | masks(CALMER),

@@ -90,12 +90,15 @@ def scores(found: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Accuracies, and of HANS the share of pairs of an entailed row and another in which the entailed one is surer."""
     right = {name: logits.argmax(1) == labels for name, (logits, labels) in found.items()}
     logits, labels = found["HANS"]
-    surer = logits[labels == 1].diff()[:, 0, None] - logits[labels == 0].diff()[None, :, 0]
     shown = {"ID": torch.cat([right["SICK"], right["RTE"]]), "OOD": right["HANS"], "SICK": right["SICK"]}
     shown |= {"RTE": right["RTE"], "OOD entailed": right["HANS"][labels == 1], "OOD not": right["HANS"][labels == 0]}
-    return {name: float(one.double().mean()) for name, one in shown.items()} | {
-        "OOD AUC": float((surer.sign() + 1).double().mean() / 2)
-    }
+    return {name: float(one.double().mean()) for name, one in shown.items()} | {"OOD AUC": auc(logits, labels)}
+
+
+def auc(logits: Tensor, labels: Tensor) -> float:
+    """Of pairs of a row of class 1 and one of class 0, the share in which the first is the surer one; even: a half."""
+    surer = logits[labels == 1].diff()[:, 0, None] - logits[labels == 0].diff()[None, :, 0]
+    return float((surer.sign() + 1).double().mean() / 2)
 
 
 STEPS = "epochs=2, batch_size=8"
@@ -134,35 +137,51 @@ ARMS += [Arm(*arm, "unstructured:0.7", seed) for seed in (0, 1, 2) for arm in MO
 ARMS.sort(key=lambda arm: arm.seed)  # a seed's models are made once
 
 
-def plot(lines: Sequence[Line], folder: Path) -> None:
-    """In distribution against out of it: the mean of each arm over its seeds, and what the claim is about as lines."""
+def scatter(
+    lines: Sequence[Line],
+    folder: Path,
+    name: str,
+    arms: Sequence[Arm],
+    sets: tuple[str, str],
+    shown: tuple[float, float],
+) -> None:
+    """In distribution against out of it: the mean of each arm over its seeds, and what the claim is about as lines.
+
+    `sets`: what the two are. `shown`: accuracies out of distribution that the plot reaches to at least, so that what is
+    within the standard error looks like it.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    known = {(arm.arm, arm.passes, arm.pattern, arm.seed) for arm in ARMS}
+    known = {(arm.arm, arm.passes, arm.pattern, arm.seed) for arm in arms}
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         if (line["arm"], line["passes"], line["pattern"], line["seed"]) in known:
             groups.setdefault((line["pattern"], line["arm"]), []).append(line["metrics"])
-    colours = dict(zip(dict.fromkeys(name for _, name in groups), matplotlib.colormaps["tab20"].colors, strict=False))
+    colours = dict(zip(dict.fromkeys(arm for _, arm in groups), matplotlib.colormaps["tab20"].colors, strict=False))
     shapes = dict(zip(("", *PATTERNS), "*os^", strict=True))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sparsec", "font.size": 9}):
         figure = Figure(figsize=(8, 4.6), layout="constrained")
         panel = figure.subplots()
-        for (pattern, name), own in groups.items():
+        for (pattern, arm), own in groups.items():
             x, y = (statistics.mean(one[metric] for one in own) for metric in ("ID", "OOD"))
-            if (pattern, name) == ("", "dense"):
+            if (pattern, arm) == ("", "dense"):
                 panel.axvline(0.95 * x, color="#999", linewidth=0.8, linestyle=":")
                 panel.axhline(y, color="#999", linewidth=0.8, linestyle=":")
-            panel.scatter(x, y, s=150 if not pattern else 55, marker=shapes[pattern], color=colours[name], alpha=0.85)
-        handles = [panel.scatter([], [], color=colour, label=name) for name, colour in colours.items()]
+            panel.scatter(x, y, s=150 if not pattern else 55, marker=shapes[pattern], color=colours[arm], alpha=0.85)
+        handles = [panel.scatter([], [], color=colour, label=arm) for arm, colour in colours.items()]
         handles += [panel.scatter([], [], color="#555", marker=shapes[one], label=one or "dense") for one in shapes]
         figure.legend(handles=handles, loc="outside right upper", frameon=False)
-        panel.set(xlabel="accuracy in distribution (SICK, RTE)", ylabel="accuracy out of distribution (HANS)")
+        panel.set(xlabel=f"accuracy in distribution ({sets[0]})", ylabel=f"accuracy out of distribution ({sets[1]})")
         low, high = panel.get_ylim()
-        panel.set_ylim(min(low, 0.4), max(high, 0.6))  # so that what is within the standard error looks like it
+        panel.set_ylim(min(low, shown[0]), max(high, shown[1]))
         panel.spines[["top", "right"]].set_visible(False)
-        figure.savefig(folder / "robust.svg", metadata={"Date": None})
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+
+
+def plot(lines: Sequence[Line], folder: Path) -> None:
+    """All arms, into robust.svg."""
+    scatter(lines, folder, "robust", ARMS, ("SICK, RTE", "HANS"), (0.4, 0.6))
 
 
 STUDY = Study("robust", ARMS, start, ("ID", "OOD", "OOD AUC"), "dense", page="accuracy.md", plot=plot)

@@ -89,6 +89,45 @@ def test_the_bias_model_of_the_study_tells_entailment_from_overlap() -> None:
     assert sum(right) / len(right) > sum(not row.label for row in rows) / len(rows)
 
 
+def test_unigrams_know_words_and_nothing_of_their_order() -> None:
+    fitted = [("a good film", 1), ("good and long", 1), ("a bad film", 0), ("bad and long", 0)]
+    good, mixed, swapped, unknown = study("robust_sst2").unigrams(fitted, ["good", "good bad", "bad good", "x y"])
+    weight = 1.0  # of `good`, which two texts have: 2 sigmoid(-w) = w, where losses and penalty are in balance
+    for _ in range(50):
+        weight = (2 / (1 + math.exp(weight)) + weight) / 2
+
+    assert mixed == swapped
+    assert math.log(0.5) == pytest.approx(unknown[0], abs=1e-4)
+    assert math.log(0.5) == pytest.approx(mixed[1], abs=1e-4)
+    assert weight == pytest.approx(good[1] - good[0], abs=1e-3)
+    assert 1 == pytest.approx(sum(map(math.exp, good)))
+    (none,) = study("robust_sst2").unigrams(fitted, ["not one of them"])
+    assert none == unknown
+
+
+def test_reviews_are_judged_on_as_many_of_each_domain_and_label_and_not_trained_on() -> None:
+    robust_sst2 = study("robust_sst2")
+    judged, others = robust_sst2.domains(data("blitzer_sentiment"))
+    texts = {row.texts for rows in judged.values() for row in rows}
+
+    assert ["airline", "books", "dvd", "electronics", "kitchen"] == list(judged)
+    assert {(80, 160)} == {(sum(row.label for row in rows), len(rows)) for rows in judged.values()}
+    assert not texts & {row.texts for row in others}
+    assert (judged, others) == robust_sst2.domains(DATA)
+    assert any("\n" in row.texts[0] for row in others)  # a line of its own is not a review
+
+
+def test_scores_of_reviews_are_of_all_domains_together_and_of_each() -> None:
+    robust_sst2 = study("robust_sst2")
+    right, wrong = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    found = {name: (right, torch.tensor([1, 0])) for name in ("ID", *robust_sst2.DOMAINS)}
+    got = robust_sst2.scores(found | {"books": (wrong, torch.tensor([1, 0]))})
+
+    assert {"ID": 1, "OOD": 0.8, "books": 0, "kitchen": 1} == {k: got[k] for k in ("ID", "OOD", "books", "kitchen")}
+    # 16 pairs are right, 8 with one of books even, and both of books wrong.
+    assert (16 + 0.5 * 8) / 25 == got["OOD AUC"]
+
+
 def test_an_arm_may_start_from_a_program_of_its_own(tmp_path: Path) -> None:
     runner, own, other = study("study"), wide(), wide()
     judged: list[Any] = []
@@ -118,15 +157,16 @@ def test_gains_are_over_the_dense_arm_where_the_pattern_has_no_baseline() -> Non
     assert "|  | dense | 0.7500 |  | 1 | 60 |" in text
 
 
-def test_the_plot_shows_the_arms_that_ran(tmp_path: Path) -> None:
-    robust = study("robust")
+@pytest.mark.parametrize(("name", "judged"), [("robust", "HANS"), ("robust_sst2", "other reviews")])
+def test_the_plot_shows_the_arms_that_ran(name: str, judged: str, tmp_path: Path) -> None:
+    found = study(name)
     lines = [
         {"arm": arm.arm, "passes": arm.passes, "pattern": arm.pattern, "seed": arm.seed,
          "metrics": {"ID": 0.8, "OOD": 0.5 + arm.seed / 10}}
-        for arm in robust.ARMS if arm.arm in ("dense", "IMP, PoE")
+        for arm in found.ARMS if arm.arm in ("dense", "IMP, PoE")
     ]  # fmt: skip
-    robust.plot([*lines, {**lines[0], "passes": "an older text", "arm": "gone"}], tmp_path)
-    text = (tmp_path / "robust.svg").read_text()
+    found.plot([*lines, {**lines[0], "passes": "an older text", "arm": "gone"}], tmp_path)
+    text = (tmp_path / f"{name}.svg").read_text()
 
-    assert all(name in text for name in ("dense", "IMP, PoE", "unstructured:0.7", "out of distribution (HANS)"))
+    assert all(part in text for part in ("dense", "IMP, PoE", "unstructured:0.7", f"out of distribution ({judged})"))
     assert "gone" not in text
