@@ -167,6 +167,7 @@ class _Walk:
         key = (uses[0].source, site.shape[2]) if is_plain(site) else site.name
         if key not in measured:
             collectors = self._collect(site, uses, stream, original)
+            self._trim()
             measured[key] = {item: one.finish(site.name) for item, one in collectors.items()}
             self._trim()
         found: dict[int, Moments] = measured[key]

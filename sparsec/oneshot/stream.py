@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sparsec import _fx
+from sparsec import _fx, mapping
 from sparsec.oneshot.shelf import Shelf
 from sparsec.uses import operation
 
-_HELD_ALONE = 48_000_000  # bytes that the only stream may keep at any stop
+_HELD_ALONE = 128_000_000  # bytes that the only stream may keep at any stop
 _HELD_PAIRED = 16_000_000  # and each of two
 _WIDER = 2.0  # or so many times what it kept at the last one, less what is needed there for other things
+_FILLED = 48_000_000  # bytes up to which it may keep in any case where not all can be kept
+_TRIMMED, _MUCH = 16, 16_000_000  # batches after which freed memory is given back, where so many bytes are kept
 _COSTLY = frozenset(  # operators that are run twice only for memory's sake
     "linear addmm mm matmul bmm baddbmm einsum conv1d conv2d conv3d scaled_dot_product_attention expert_linear "
     "embedding".split()
@@ -86,10 +88,11 @@ class Stream:
         now = sum(map(_nbytes, self._values))
         place, first = self._narrowest(dict(self._values[0]), self._at[0], end)
         crossing = _nbytes(first) / max(self._share, 1e-9)
-        most, count = max(self._most, _WIDER * self._kept - beside), len(self._values)
-        self._behind = bool(self._kept) and crossing > max(most, now) and not self._behind
+        room, count = _WIDER * self._kept - beside, len(self._values)
+        self._behind = bool(self._kept) and crossing > max(self._most, room, now) and not self._behind
         if self._behind:
-            count = int(count * max(0.0, most - now) / (crossing - now))
+            room = max(room, min(self._most, _FILLED))
+            count = int(count * max(0.0, room - now) / (crossing - now))
         else:
             self._kept = crossing
         self._shelf.begin()
@@ -99,6 +102,12 @@ class Stream:
                 self._run_to(self._at[i], place, values)
             self._values[i] = self._shelf.keep(i, values)
             self._at[i] = max(place, self._at[i])
+            self._trim(i)
+
+    def _trim(self, batch: int) -> None:
+        """Temporary values spread over all free memory of the C library's heap, which stays resident."""
+        if batch % _TRIMMED == _TRIMMED - 1 and self._kept > _MUCH:
+            mapping.trim()
 
     def _narrowest(self, values: dict[Node, Any], start: int, end: int) -> tuple[int, dict[Node, Any]]:
         """Run a batch from `start` to `end`: the place of rule 4, and the values there."""
@@ -115,12 +124,14 @@ class Stream:
 
     def at(self, node: Node, source: Node) -> Iterator[tuple[tuple[Any, ...], Any]]:
         """The arguments that a node is about to be called with, and what `source` gave, batch by batch."""
-        for place, held in zip(self._at, self._values, strict=True):
+        for i, (place, held) in enumerate(zip(self._at, self._values, strict=True)):
             values = held
             if place < self._ahead:
                 values = dict(held)
                 self._run_to(place, self._ahead, values)
             yield self._mapped(node.args, values), self._value(source, values)
+            del values
+            self._trim(i)
 
     def _run_to(self, start: int, end: int, values: dict[Node, Any]) -> None:
         import torch
