@@ -131,7 +131,7 @@ ARMS = [
 
 def plot(lines: Sequence[Line], folder: Path) -> None:
     """All arms, into robust_sst2.svg."""
-    robust.scatter(lines, folder, "robust_sst2", ARMS, ("SST-2", "other reviews"), (0.5, 0.75))
+    robust.scatter(lines, folder, "robust_sst2", ARMS, ("SST-2", "other reviews"), (0.65, 0.8))
 
 
 STUDY = Study("robust_sst2", ARMS, start, ("ID", "OOD", "OOD AUC"), "dense", page="accuracy.md", plot=plot)
