@@ -31,7 +31,7 @@ from sparsec.oneshot.stops import Stop, Use, bias_of, find_stops
 from sparsec.oneshot.stream import Stream
 from sparsec.oneshot.teams import is_plain, solve_team, teams_of
 
-# Calibration tokens, weights of a site: above either, freed memory is given back twice a stop, which takes some time.
+# Calibration tokens, weights of a site: above either, freed memory is given back around each stop's work.
 _MANY_TOKENS, _LARGE_SITE = 4096, 1 << 20
 
 if TYPE_CHECKING:

@@ -82,7 +82,15 @@ void turn(const uint32_t* from, uint32_t* to) {
   for (int64_t i = 0; i < kTile; ++i) _mm512_store_si512(to + i * kTile, _mm512_i32gather_epi32(column, from + i, 4));
 }
 
-// 32 x 32 of the result, in the tiles 0 to 3.
+// Adds the products of the tiles 4, 5 and 6, 7 to the tiles 0 to 3.
+inline void add_products() {
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+// 32 x 32 of the result, in the tiles 0 to 3: high high, high low, low high.
 inline void multiply(const uint32_t* x, const uint32_t* x0, int64_t tiles) {
   const int64_t next = tiles * 2 * kWords;  // the next 16 columns
   for (int64_t k = 0; k < tiles; ++k, x += 2 * kWords, x0 += 2 * kWords) {
@@ -90,24 +98,15 @@ inline void multiply(const uint32_t* x, const uint32_t* x0, int64_t tiles) {
     _tile_loadd(5, x + next, 64);
     _tile_loadd(6, x0, 64);
     _tile_loadd(7, x0 + next, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    add_products();
     _tile_loadd(6, x0 + kWords, 64);
     _tile_loadd(7, x0 + next + kWords, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    add_products();
     _tile_loadd(4, x + kWords, 64);
     _tile_loadd(5, x + next + kWords, 64);
     _tile_loadd(6, x0, 64);
     _tile_loadd(7, x0 + next, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    add_products();
   }
 }
 

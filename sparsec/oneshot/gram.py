@@ -28,9 +28,11 @@ class _Product(ctypes.Structure):
     ]
 
 
-def available() -> bool:
-    """Whether processor, system and library can; never where SPARSEC_ISA names less."""
-    return not os.environ.get("SPARSEC_ISA") and native.available() and bool(native.library().sparsec_gram_supported())
+def available(*tensors: Tensor) -> bool:
+    """Whether processor, system and library can, as `native.available`; never where SPARSEC_ISA names less."""
+    if os.environ.get("SPARSEC_ISA") or not native.available(*tensors):
+        return False
+    return bool(native.library().sparsec_gram_supported())
 
 
 def add(x: Tensor, x0: Tensor, sums: Tensor, strip: int, fresh: bool) -> None:

@@ -103,7 +103,7 @@ class Collector:
         first = name not in self._products
         if first:
             self._products[name] = x.new_empty(_nelement(self.cols, rows))
-        if gram.available():
+        if gram.available(x, x0):
             gram.add(x, x0, self._products[name], rows, first)
             return
         for i, strip in _strips(self._products[name], self.cols, rows):

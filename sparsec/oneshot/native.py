@@ -71,12 +71,13 @@ def _load() -> ctypes.CDLL | None:
     return library
 
 
-def available() -> bool:
-    """Whether there is a library (its absence is logged once) and nobody turned it off. Raises UsageError."""
+def available(*tensors: Tensor) -> bool:
+    """Whether there is a library (its absence is logged once), nobody turned it off, and it can read the tensors: it
+    knows ordinary memory only. Raises UsageError."""
     forced = os.environ.get("SPARSEC_ISA", "")
     if forced not in ("", "reference", *_LEVELS):
         raise UsageError(f"SPARSEC_ISA={forced} is not known; expected one of {', '.join(_LEVELS)}, reference")
-    return forced != "reference" and _load() is not None
+    return forced != "reference" and all(one.device.type == "cpu" for one in tensors) and _load() is not None
 
 
 @dataclass(frozen=True)
@@ -160,5 +161,5 @@ def _rows(parts: Sequence[Tensor]) -> Tensor:
 
 def _at(tensor: Tensor | None) -> int | None:
     """Its memory; native code takes nothing but runs of it."""
-    assert tensor is None or tensor.is_contiguous()
+    assert tensor is None or (tensor.is_contiguous() and tensor.device.type == "cpu")
     return None if tensor is None else tensor.data_ptr()

@@ -1,7 +1,7 @@
 """Memory for the values of many batches that is laid out in few large blocks.
 
 What a batch keeps and what it computes with and drops would else lie side by side in the C library's heap, and each
-value kept among dropped ones leaves a hole: three times what is held has been seen resident.
+value kept among dropped ones leaves a hole, which stays resident.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Shelf:
     """
 
     def __init__(self, alike: Sequence[int]) -> None:
-        self._alike = alike
+        self.alike = alike
         self._slots: list[list[Tensor]] = [[] for _ in alike]  # each (bytes,) uint8, a part of a block
         self._blocks: dict[int, Tensor] = {}  # by size of a slot: what is left of the block
 
@@ -53,7 +53,7 @@ class Shelf:
             key, nbytes = (value.data_ptr(), memory.nbytes), -(-memory.nbytes // _ALIGNED) * _ALIGNED
             if key not in moved:
                 fitting = [i for i, slot in enumerate(free) if len(slot) == nbytes]
-                moved[key] = free.pop(fitting[0]) if fitting else self._new(nbytes, self._alike[batch])
+                moved[key] = free.pop(fitting[0]) if fitting else self._new(nbytes, self.alike[batch])
             place = moved[key][: memory.nbytes].view(value.dtype)
             place.as_strided(memory.shape, memory.stride()).copy_(memory)
             kept[name] = place.as_strided(value.shape, value.stride())

@@ -57,17 +57,16 @@ class Stream:
         self._share = _nbytes(self._values[0]) / max(1, sum(map(_nbytes, self._values))) if batches else 1.0
         self._at = [0] * len(batches)
         shapes = [tuple(each.shape for each in batch) for batch in batches]
-        self._alike = [shapes.count(each) for each in shapes]
-        self._shelf = Shelf(self._alike)
+        self._shelf = Shelf([shapes.count(each) for each in shapes])
         self._behind = False  # whether some stayed behind at the last stop
 
     def fork(self) -> Stream:
         """Another stream at the same node with the same values."""
         self._most = _HELD_PAIRED
         twin = object.__new__(Stream)
-        self._shelf = Shelf(self._alike)  # what the two share is not written over
+        self._shelf = Shelf(self._shelf.alike)  # what the two share is not written over
         copied = {"_values": [dict(values) for values in self._values], "_at": list(self._at)}
-        copied["_shelf"] = Shelf(self._alike)
+        copied["_shelf"] = Shelf(self._shelf.alike)
         twin.__dict__ = {**self.__dict__, **copied}
         return twin
 

@@ -62,7 +62,7 @@ def _turned(parts: Sequence[Tensor], order: Tensor) -> Tensor:
     """Columns of all parts in an order, (cols, rows)."""
     import torch
 
-    if native.available():
+    if native.available(*parts):
         return native.turned(parts, order)
     found = torch.empty(len(order), sum(map(len, parts)))
     for own, which in zip(found.split(_BLOCK), order.split(_BLOCK), strict=True):
@@ -74,7 +74,7 @@ def _kept(parts: Sequence[Tensor], order: Tensor, lost: Tensor) -> Tensor:
     """The parts less what they lost, (rows, cols): exactly 0 where that is all."""
     import torch
 
-    if native.available():
+    if native.available(*parts):
         return native.kept(parts, order, lost)
     found = torch.cat(tuple(parts)) if len(parts) > 1 else parts[0].clone()
     for own, which in zip(lost.split(_BLOCK), order.split(_BLOCK), strict=True):
@@ -167,7 +167,7 @@ class _Chooser:
         import torch
 
         m, sets, pattern = self.pattern.m, self.sets, self.pattern
-        if sets is None or self.undone is None or sets.shape[1] > native.MOST_KEPT or not native.available():
+        if sets is None or self.undone is None or sets.shape[1] > native.MOST_KEPT or not native.available(self.parts):
             return None
         hessians = self.parts @ self.parts.transpose(1, 2)
         quads = groups.pairs_in_quads(m) if self.shared else None

@@ -140,3 +140,9 @@ def test_a_library_without_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(native, "_load", lambda: None)
 
     assert not gram.available()
+
+
+def test_what_is_elsewhere_than_in_ordinary_memory_is_left_to_torch() -> None:
+    assert not gram.available(torch.empty(2, 3, device="meta"))
+    assert not native.available(torch.empty(2, 3), torch.empty(2, 3, device="meta"))
+    assert native.available(torch.empty(2, 3))

@@ -22,7 +22,7 @@ X, X0 = inputs(200, 7), inputs(200, 7, seed=1)
 @pytest.fixture(autouse=True, scope="module")
 def products_by_torch() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:  # those by tile units: test_gram.py
-        patch.setattr(gram, "available", lambda: False)
+        patch.setattr(gram, "available", lambda *_: False)
         yield
 
 
