@@ -1,4 +1,4 @@
-"""Products x^T x0 of calibration data by tile units (AMX), in .45 of the time that float32 takes (`gram.cpp`).
+"""Products x^T x0 of calibration data by tile units (AMX), in half the time that float32 takes, or less (`gram.cpp`).
 
 Values are split into two bfloat16, high and low; the product of low parts is left out; sums are float32.
 An element is right to 3e-5 of sqrt(G_ii G_jj), mostly to 4e-6. What is not finite stays so.

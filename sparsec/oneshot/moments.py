@@ -85,7 +85,7 @@ class Collector:
         x0 = x if not others else torch.cat(others) if len(others) > 1 else others[0]
         for part, part0 in zip(x.split(_AT_ONCE), x0.split(_AT_ONCE), strict=True):
             if self.need == "squares":
-                self._sum("gram", torch.linalg.vector_norm(part, dim=0).square())
+                self._sum("gram", part.square().sum(0))  # a fourth of the time of vector_norm
                 continue
             self._sum("mean", part.sum(0))
             self._multiply("gram", part, part, _STRIP)
