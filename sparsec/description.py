@@ -10,6 +10,7 @@ from sparsec import _fx
 from sparsec.backend import BF16_TOLERANCE, FP32_TOLERANCE, INT8_MARGIN, tolerance_of
 from sparsec.intersection import Intersection
 from sparsec.layout import VALUE_BYTES, Values, table_bytes
+from sparsec.sites import PRUNED_FROM
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ def describe(program: Program, dense: Program, recipe: Recipe, measured: Quality
         "values": {"type": recipe.values},
         "tolerance": tolerance_of(program),
         **_describe_intersections(program, dense, {site["name"]: site for site in sites}),
+        **_describe_pruned_before(program, dense, recipe),
     }
 
 
@@ -56,6 +58,23 @@ def _describe_intersections(program: Program, dense: Program, sites: dict[str, d
             sites[site.name]["intersection"] = _shares(*sums)
     every = {text: {"sites": len(each), **_shares(*map(sum, zip(*each, strict=True)))} for text, each in found.items()}
     return {"intersections": every} if every else {}
+
+
+def _describe_pruned_before(program: Program, dense: Program, recipe: Recipe) -> dict[str, str]:
+    """Words where weights that came with zeros were pruned anew: whoever pruned them may have meant `adopt`."""
+    if "adopt" in recipe.passes:
+        return {}
+    anew, came = 0, 0
+    for site in program.sites.sparse:
+        weight = dense.sites[site.name].read(dense.module)
+        if weight.count_nonzero() <= (1 - PRUNED_FROM) * weight.numel():
+            came += 1
+            anew += not site.read(program.module).equal(weight)
+    words = (
+        f"{came} sites had zeros when they came, and {anew} of them {'was' if anew == 1 else 'were'} changed here; "
+        "to keep what another tool pruned: --passes adopt"
+    )
+    return {"pruned_before": words} if anew else {}
 
 
 def _shares(total: float, alone: float, together: float) -> dict[str, float]:

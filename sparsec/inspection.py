@@ -19,7 +19,7 @@ from sparsec.onnxfile.weights import Weight, survey, weights_of
 from sparsec.pattern import Pattern
 from sparsec.program import FORMAT as PROGRAM_FORMAT
 from sparsec.program import Program
-from sparsec.sites import Exclusion
+from sparsec.sites import PRUNED_FROM, Exclusion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _USUAL = "1:16 1:8 64:2:16 2:16 1:4 64:2:8 2:8 64:2:5 2:5 2:4 4:8"  # sparsest first, then strictest first
 _CANDIDATES = tuple(map(Pattern.parse, _USUAL.split()))
-_SPARSE = 0.05  # a weight with fewer zeros than this was not made sparse
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Found:
     @property
     def sparse(self) -> bool:
         """Whether somebody made it sparse."""
-        return self.sparsity >= _SPARSE
+        return self.sparsity >= PRUNED_FROM
 
 
 def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -78,7 +77,7 @@ def look(name: str, weight: Tensor) -> Found:
     enough = [pattern for pattern in _CANDIDATES if 1 - pattern.density <= sparsity + 0.02]
     pattern = (
         next((one for one in enough if not one.violations(_matrices(weight)).count), None)
-        if sparsity >= _SPARSE
+        if sparsity >= PRUNED_FROM
         else None
     )
     shape = weight.shape[1:] if weight.dim() == 3 and len(weight) == 1 else weight.shape
@@ -97,7 +96,9 @@ def _zeros(weight: Tensor) -> float:
 
 def check(path: Path, pattern: Pattern) -> list[Check]:
     """Whether every weight that was made sparse follows the pattern; raises UsageError when none was."""
-    found = [_follows(name, pattern, _matrices(weight)) for name, weight in weights(path) if _zeros(weight) >= _SPARSE]
+    found = [
+        _follows(name, pattern, _matrices(weight)) for name, weight in weights(path) if _zeros(weight) >= PRUNED_FROM
+    ]
     if not found:
         raise UsageError(f"{path}: no weight has zeros to speak of, so there is nothing that {pattern} could hold for")
     if path.suffix == ".onnx" and (others := [one for one in survey(OnnxFile(path)).exclusions if one.role == "other"]):

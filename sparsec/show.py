@@ -38,6 +38,8 @@ def manifest(data: dict[str, Any], folder_bytes: int) -> None:
     out.print(summary(sites, data["exclusions"]))
     for line in _caveats(sites):
         out.print(line)
+    if "pruned_before" in data:
+        out.print(f"[yellow]{data['pruned_before']}[/]")
     for text, one in data.get("intersections", {}).items():
         out.print(
             f"{text}: both keep {one['together']:.3f} of the weights' magnitude in {one['sites']} sites, "

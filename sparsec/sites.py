@@ -18,6 +18,9 @@ from sparsec.view import WeightView
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+PRUNED_FROM = 0.05
+"""The share of zeros from which on a weight counts as pruned; trained dense weights hold hardly any."""
+
 
 @dataclass(frozen=True)
 class Site:

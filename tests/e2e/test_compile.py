@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import sparsec
-from sparsec import store
+from sparsec import Options, show, store
 from sparsec.errors import ArtifactError, UsageError, VerificationError
 from sparsec.layout import Values
 
@@ -280,6 +280,24 @@ def test_python_compiles_a_module_with_its_own_example(tmp_path: Path) -> None:
             out=tmp_path / "q",
             options=sparsec.Options(min_quality=0.9999),
         )
+
+
+@pytest.mark.parametrize(("pattern", "changed"), [("2:4", 0), ("1:4", 2)])
+def test_pruning_a_sparse_model_anew_is_said_where_it_changed_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], pattern: str, changed: int
+) -> None:
+    up, down, head = torch.nn.Linear(16, 32), torch.nn.Linear(32, 16), torch.nn.Linear(16, 3)
+    for layer in (up, down):
+        layer.weight.data *= torch.tensor([1.0, 0, 0, 1]).repeat(layer.in_features // 4)
+    model, quick = torch.nn.Sequential(up, torch.nn.ReLU(), down, torch.nn.ReLU(), head), Options(measure_speed=False)
+    artifact = sparsec.compile(
+        model, [torch.randn(2, 16)], pattern=pattern, passes="mask | freeze", out=tmp_path / "anew", options=quick
+    )
+    show.manifest(artifact.manifest, 0)
+    words = f"2 sites had zeros when they came, and {changed} of them were changed here; to keep"
+
+    assert bool(changed) == (words in " ".join(capsys.readouterr().out.split()))
+    assert bool(changed) == artifact.manifest.get("pruned_before", "").startswith(words)
 
 
 def test_a_trusted_pt2_file_compiles_whatever_it_returns(tmp_path: Path) -> None:

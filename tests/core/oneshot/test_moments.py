@@ -138,6 +138,15 @@ def test_without_a_dense_stream_the_centre_is_the_same() -> None:
     torch.testing.assert_close(found.gram.double(), torch.cov((X + 1).double().T, correction=0), rtol=1e-4, atol=1e-5)
 
 
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 1e-6, 1e-5, 1e-4, 1e-3]))
+def test_rounding_leaves_no_variance_below_zero(seed: int, varies: float) -> None:
+    x = inputs(1, 7, seed).expand(300, 7) + varies * inputs(300, 7, seed + 1)
+    found = collect("gram", (x, x))
+
+    assert bool((found.centred().squares > 0).all())
+    assert bool((found.centred().squares - x.double().var(0, correction=0) < 4e-5 * found.squares).all())
+
+
 @pytest.mark.parametrize("need", ["squares", "gram", "cross"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_inputs_that_are_not_finite_are_named(need: Need, value: float) -> None:

@@ -92,6 +92,17 @@ def test_every_tail_of_every_pattern_is_legal(
     assert not solved.weight[~mask].any()
 
 
+@pytest.mark.parametrize("varies", [0.0, 1e-4, 1e-3])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_inputs_that_vary_less_than_their_squares_round_are_pruned_too(solver: Solver, varies: float) -> None:
+    pattern, cols = Pattern.parse("4:2:5"), 56
+    for seed in range(5):
+        dense = weight(ROWS, cols, seed)
+        x = inputs(1, cols, seed).expand(TOKENS, cols) + varies * inputs(TOKENS, cols, seed + 1)
+        found = moments(x, x + varies * inputs(TOKENS, cols, seed + 2))
+        check(solve(dense, pattern, Method(solver), found, None, True), pattern, dense)
+
+
 # Error and bias -------------------------------------------------------------------------------------------------------
 
 
