@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TENSOR = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_TRAINED, _FIXED = "parameter", "fixed parameter"  # requires_grad or not; anything else is a buffer
 _META = ("dropout_p",)  # facts about a node that the mode switch needs later
 
 
@@ -36,9 +37,11 @@ def to_json(module: GraphModule) -> dict[str, Any]:
             outputs = {key: value.name for key, value in node.args[0].items()}
         else:
             nodes.append(_call_to_json(node))
-    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    used = [node["tensor"] for node in nodes if "tensor" in node]
-    tensors = {name: "parameter" if name in parameters else "buffer" for name in used}
+    kinds = {
+        name: _TRAINED if parameter.requires_grad else _FIXED
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
+    tensors = {node["tensor"]: kinds.get(node["tensor"], "buffer") for node in nodes if "tensor" in node}
     return {"inputs": inputs, "tensors": tensors, "nodes": nodes, "outputs": outputs}
 
 
@@ -70,8 +73,8 @@ def from_json(data: dict[str, Any], tensors: dict[str, Tensor]) -> GraphModule:
         root, graph, nodes = nn.Module(), torch.fx.Graph(), {}
         for name, kind in data["tensors"].items():
             tensor = _tensor(name, tensors)
-            trainable = tensor.is_floating_point()
-            _fx.set_tensor(root, name, nn.Parameter(tensor, trainable) if kind == "parameter" else tensor)
+            trained = kind == _TRAINED and tensor.is_floating_point()
+            _fx.set_tensor(root, name, nn.Parameter(tensor, trained) if kind in (_TRAINED, _FIXED) else tensor)
         for entry in data["inputs"]:
             nodes[entry["name"]] = _typed(graph.placeholder(_identifier(entry["input"])), entry)
         for entry in data["nodes"]:

@@ -195,6 +195,18 @@ def test_a_saved_program_is_loaded_as_it_was(net: type[nn.Module], passes: str, 
         assert all(torch.equal(tables[name], stored[name]) for name in tables)
 
 
+def test_what_is_not_trained_is_not_after_loading_either(tmp_path: Path) -> None:
+    program = traced().clone()
+    _fx.get_tensor(program.module, "up.weight").requires_grad_(False)
+    loaded = Program.load(program.save(tmp_path / "program"))
+
+    before, after = (dict(one.module.named_parameters()) for one in (program, loaded))
+    assert {name: one.requires_grad for name, one in before.items()} == {
+        n: one.requires_grad for n, one in after.items()
+    }
+    assert {True, False} == {one.requires_grad for one in after.values()}
+
+
 def test_a_loaded_program_can_be_worked_on(tmp_path: Path) -> None:
     masked = run(traced(), "mask{pattern=2:4}")
     again = Program.load(masked.save(tmp_path / "saved"))
