@@ -76,7 +76,9 @@ def unpack(name: str, values: Tensor, bits: Tensor, shape: Tensor) -> Tensor:
         raise ArtifactError(
             f"{name}: {values.numel()} values are stored, but {int(kept.sum())} bits are set: the file is damaged"
         )
-    word = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    word = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(values.element_size())
+    if word is None:
+        raise ArtifactError(f"{name}: its values are {values.dtype}; expected real numbers of 1, 2, 4 or 8 bytes")
     dense = torch.zeros(rows, cols, dtype=word)
     dense[kept] = values.contiguous().flatten().view(word)
     return dense.view(values.dtype).reshape(size)

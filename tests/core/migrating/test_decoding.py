@@ -82,6 +82,7 @@ def test_a_vector_and_names_of_parameters_are_decoded_too() -> None:
     ("change", "said"),
     [
         ({"compressed": torch.ones(3)}, "fc: 3 values are stored, but 2 bits are set"),
+        ({"compressed": torch.ones(2, dtype=torch.complex128)}, "fc: its values are torch.complex128; expected real"),
         ({"shape": torch.tensor([2, 4])}, r"fc.bitmask is .* for a weight \[2, 4\] expected 2 rows of 1 bytes"),
         ({"shape": torch.tensor([-1, 4])}, "the file is damaged"),
         ({"shape": torch.tensor([], dtype=torch.int64)}, "the file is damaged"),
