@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparsec import benchmark, data, mapping, quality, registry, resuming, store, tasks, timing
 from sparsec.artifact import Artifact, prove_written
-from sparsec.backend import CHECK_FILE, FORMAT, Backend, CheckData
+from sparsec.backend import CHECK_FILE, FORMAT, Backend, CheckData, tolerance_of
 from sparsec.cost import TokenRange
 from sparsec.description import card, describe, describe_quality, describe_values
 from sparsec.errors import UsageError, VerificationError
@@ -278,7 +278,7 @@ def _measure_values(recipe: Recipe, stored: Any, masked: Program, samples: Any) 
         raise VerificationError(
             f"with --values {recipe.values} the model gives NaN or Inf where it did not before; nothing written"
         )
-    return describe_values(recipe.values, loss, difference)
+    return describe_values(recipe.values, loss, difference, tolerance_of(masked))
 
 
 def _run(program: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 from sparsec import registry, store
 from sparsec.backend import CHECK_FILE, FORMAT, Backend, Check, CheckData, Parts
 from sparsec.errors import ArtifactError, GraphError, UsageError, VerificationError
+from sparsec.pipeline import Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,14 @@ class Artifact:
         if reason := one.unavailable():
             raise UsageError(f"backend {name} cannot run here: {reason}")
         return one
+
+    def compile_for(self, device: str, progress: Progress = no_progress) -> Check:
+        """Compile its GPU kernels into this user's cache, so that loading it there compiles nothing; needs no GPU.
+
+        `device`: `h200`, an architecture such as `sm_80`, or `cuda`, this machine's GPU. Raises UsageError for another,
+        and where NVRTC is not installed.
+        """
+        return self._backend("kernel").compile_for(device, self.root, progress)
 
     def verify(self) -> list[Check]:
         """Prove it again from disk: patterns bit for bit, tables, kernels, outputs against the stored ones."""

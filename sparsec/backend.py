@@ -193,6 +193,13 @@ class Backend(ABC):
         """This backend as it would predict for a device that need not be here, such as `h200`."""
         raise UsageError(f"backend {self.name} predicts for this machine only: leave --device out")
 
+    def compile_for(self, device: str, folder: Path, progress: Progress = no_progress) -> Check:
+        """Compile the kernels that the artifact runs on a device, which need not be here, into this user's cache.
+
+        Raises UsageError for a device that is not known, or where nothing can be compiled.
+        """
+        raise UsageError(f"backend {self.name} compiles no kernels for a device: leave --device out")
+
     def runs_on(self) -> str:
         """What its predictions are for, in words."""
         return "this machine"

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from sparsec import _fx
-from sparsec.backend import BF16_TOLERANCE, FP32_TOLERANCE, INT8_MARGIN, tolerance_of
+from sparsec.backend import BF16_TOLERANCE, INT8_MARGIN, tolerance_of
 from sparsec.intersection import Intersection
 from sparsec.layout import VALUE_BYTES, Values, table_bytes
 from sparsec.sites import PRUNED_FROM
@@ -105,13 +105,14 @@ def trained_on(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return [manifest["training"], *manifest["training"].get("also", ())] if "training" in manifest else []
 
 
-def describe_values(values: Values, loss: Quality, difference: float) -> dict[str, Any]:
+def describe_values(values: Values, loss: Quality, difference: float, least: float) -> dict[str, Any]:
     """The manifest's part on what rounding the stored weights did, measured on the artifact against the masked graph.
 
     `difference`: the largest of any output, relative to its largest value. Verification allows what `tolerance` says:
-    for int8 no bound holds for every model, so it is twice what was measured on the calibration samples.
+    for int8 no bound holds for every model, so it is twice what was measured on the calibration samples, and not below
+    `least`, what the model's own type allows.
     """
-    tolerance = BF16_TOLERANCE if values == "bf16" else max(INT8_MARGIN * difference, FP32_TOLERANCE)
+    tolerance = BF16_TOLERANCE if values == "bf16" else max(INT8_MARGIN * difference, least)
     loses = {"cosine": loss.cosine, "relative_error": loss.relative_error, "largest_difference": difference}
     return {"values": {"type": values, **loses}, "tolerance": tolerance}
 

@@ -17,6 +17,7 @@ from sparsec.migrating.stored import PICKLED, opened
 from sparsec.onnxfile.opened import OnnxFile
 from sparsec.onnxfile.weights import Weight, survey, weights_of
 from sparsec.pattern import Pattern
+from sparsec.pipeline import Progress, no_progress
 from sparsec.program import FORMAT as PROGRAM_FORMAT
 from sparsec.program import Program
 from sparsec.sites import PRUNED_FROM, Exclusion
@@ -161,15 +162,21 @@ def to_json(kind: str, found: Any) -> dict[str, Any]:
     return {"weights": rows} | ({"others": [vars(one) for one in others]} if others is not None else {})
 
 
-def verify(path: Path, pattern: str | None) -> list[Check]:
-    """All checks of an artifact or program; of plain weights, the pattern of every weight that was made sparse."""
+def verify(path: Path, pattern: str | None, device: str = "", progress: Progress = no_progress) -> list[Check]:
+    """All checks of an artifact or program; of plain weights, the pattern of every weight that was made sparse.
+
+    `device`: see `Artifact.compile_for`; only artifacts have kernels.
+    """
     asked = Pattern.parse(pattern) if pattern else None
+    if device and not (path / store.MANIFEST).is_file():
+        raise UsageError(f"{path} is no artifact, so no kernels can be compiled for {device}: leave --device out")
     if (path / store.MANIFEST).is_file() and store.read_manifest(path).get("format") == PROGRAM_FORMAT:
         return _verify_program(Program.load(path), asked)
     if (path / store.MANIFEST).exists() or path.suffix == ".sparsec":
         artifact = Artifact.open(path)
         results = [Check("files", True, f"{len(artifact.manifest['files'])} files have their recorded SHA-256")]
-        return results + artifact.verify() + (_declared(artifact, asked) if asked else [])
+        results += artifact.verify() + (_declared(artifact, asked) if asked else [])
+        return results + ([artifact.compile_for(device, progress)] if device else [])
     if asked is None:
         next(weights(path), None)  # says what is wrong with a path that holds no weights at all
         raise UsageError(f"{path} declares no pattern; say which one must hold with --pattern, such as --pattern 2:4")

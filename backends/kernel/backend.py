@@ -14,9 +14,10 @@ from sparsec.backend import FP32_TOLERANCE, Backend, Check, CheckData, Emitted, 
 from sparsec.backends.kernel import cost
 from sparsec.backends.kernel.calls import has_kernel, no_kernel
 from sparsec.backends.kernel.cpu import int8, library
-from sparsec.backends.kernel.cuda import calibrating
+from sparsec.backends.kernel.cuda import ahead, calibrating
+from sparsec.backends.kernel.cuda.build import cache_folder
 from sparsec.backends.kernel.cuda.destination import destination
-from sparsec.backends.kernel.cuda.install import install_on
+from sparsec.backends.kernel.cuda.install import install_on, layers_anywhere, room
 from sparsec.backends.kernel.cuda.sharing import share
 from sparsec.backends.kernel.install import absorbed, install_kernels
 from sparsec.backends.kernel.parts import on_gpu, read_parts
@@ -90,6 +91,16 @@ class KernelBackend(Backend):
     def calibrate_device(self, device: str, progress: Progress = no_progress) -> dict[str, Any]:
         """The ceilings of a GPU; they are kept, and decide from then on what runs sparse there."""
         return dataclasses.asdict(calibrating.calibrate(device, progress))
+
+    def compile_for(self, device: str, folder: Path, progress: Progress = no_progress) -> Check:
+        """Whatever is predicted there: every layer that can run on panels."""
+        devices, calls = ahead.devices_named(device), packed_calls(read_graph(folder))
+        arch = devices[0].arch
+        layers, reasons = layers_anywhere(calls)
+        if not layers:
+            return Check(f"kernel: {arch}", False, f"no layer runs sparse there: {'; '.join(sorted(reasons))}")
+        count = ahead.compile_all(ahead.variants_of(layers, devices), arch, progress)
+        return Check(f"kernel: {arch}", True, f"{count} kernels are compiled, and kept in {cache_folder()}")
 
     def on(self, device: str) -> Backend:
         """`cpu`, a GPU that is known such as `h200`, or `cuda`, this machine's. Raises UsageError for another."""
@@ -169,7 +180,9 @@ class KernelBackend(Backend):
         there = destination(chosen, declared_tokens(manifest))
         with torch.cuda.device(chosen):
             parts = read_parts(folder, manifest, on_gpu(there), share)
-            parts.tensors.update({name: tensor.to(there.device) for name, tensor in parts.tensors.items()})
+            for name, tensor in parts.tensors.items():
+                with room(name, there.device, f"{tensor.nbytes / 2**20:.0f} MiB"):
+                    parts.tensors[name] = tensor.to(there.device)
         return parts
 
 
@@ -203,9 +216,18 @@ class Runnable(torch.nn.Module):
         inputs = bind(self.input_names, args, kwargs)
         check_sizes(self.kinds, inputs)
         if self.gpu is not None:
+            _check_types(self.kinds, inputs)
             inputs = [value.to(self.gpu) for value in inputs]
         outputs: dict[str, Tensor] = self.body(*inputs)
         return outputs
+
+
+def _check_types(kinds: dict[str, str], values: Sequence[Tensor]) -> None:
+    """Panels do not tell their type: what reads the bits of another one gives numbers that mean nothing."""
+    for (name, kind), value in zip(kinds.items(), values, strict=True):
+        expected, found = kind.partition("[")[0], str(value.dtype).removeprefix("torch.")
+        if expected != found and value.is_floating_point():
+            raise UsageError(f"input {name}: expected {kind}, found {found}; convert it with .to(torch.{expected})")
 
 
 def _what(site: Site) -> str:

@@ -14,6 +14,7 @@ from sparsec.backend import Parts
 from sparsec.backends.kernel.calls import has_kernel
 from sparsec.backends.kernel.cpu import int8, library, stream
 from sparsec.backends.kernel.cpu.layer import FLOAT, INT8, Product, SparseLinear
+from sparsec.backends.kernel.cuda import ahead
 from sparsec.backends.kernel.cuda.destination import Destination
 from sparsec.backends.kernel.cuda.install import compressed_of, panels_of, verdict
 from sparsec.backends.kernel.cuda.linear import panel_linear
@@ -30,8 +31,13 @@ from sparsec.view import WeightView
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.fx import GraphModule
 
 
+_UNROUNDED = (
+    "its values are int8 and run dense here, with activations that are not rounded to int8, as sparsec's int8 kernels "
+    'do it on the CPU; for what those compute on a GPU: sparsec.load(path, device="cuda")'
+)
 MakeLayer = Callable[[PackedCall, WeightView], "Callable[[Any], Any] | str"]
 """A layer that is still to be given its bias, or the reason why there is none."""
 
@@ -50,6 +56,16 @@ def read_parts(
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     sites = {site["name"]: site for site in manifest["sites"]}
     parts = Parts(tensors, share=share)
+    try:
+        _fill(parts, module, make, sites)
+    except BaseException:  # its traceback keeps the parts
+        parts.layers.clear()
+        raise
+    return parts
+
+
+def _fill(parts: Parts, module: GraphModule, make: MakeLayer, sites: dict[str, dict[str, Any]]) -> None:
+    tensors = parts.tensors
     for call in {call.site: call for call in packed_calls(module)}.values():  # a shared weight is called twice
         for table in call.layout.tensors():
             del tensors[f"{call.site}_{table}"]
@@ -60,7 +76,6 @@ def read_parts(
             parts.dense[call.site] = made or sites[call.site]["verdicts"]["kernel"]["reason"]
             continue
         parts.layers[call.site], parts.views[call.site], parts.dtypes[call.site] = made, view, call.dtype
-    return parts
 
 
 def on_cpu(call: PackedCall, view: WeightView) -> Callable[[Any], Any] | str:
@@ -81,11 +96,12 @@ def on_gpu(there: Destination) -> MakeLayer:
         found = verdict(call, there)
         if found.kernel == "panels":
             packed = panels_of(call, there.device)
+            ahead.load([ahead.layer_of(call)], there.device)
             return partial(SparseLinear, _on_panels(call), packed, view, dtype=call.dtype)
         if found.kernel == "cuSPARSELt" and there.compress is not None:
             packed = compressed_of(call, there.device, there.compress)
             return partial(SparseLinear, _TWO_OF_FOUR, packed, view, dtype=call.dtype)
-        return found.reason
+        return _UNROUNDED if found.kernel == "reference" else found.reason
 
     return make
 
@@ -94,10 +110,14 @@ def _on_panels(call: PackedCall) -> Product:
     pattern, (_, rows, cols) = call.layout.pattern, call.layout.shape
     assert isinstance(pattern, (NM, SharedColumns))
     unpacked = partial(_of_panels, pattern=pattern, rows=rows, cols=cols)
-    return Product(partial(_run_panels, pattern=str(pattern)), unpacked)
+    return Product(partial(_run_panels, pattern=str(pattern), dtype=call.dtype), unpacked)
 
 
-def _run_panels(x: Tensor, panels: Tensor, bias: Tensor | None, out_features: int, pattern: str) -> Tensor:
+def _run_panels(
+    x: Tensor, panels: Tensor, bias: Tensor | None, out_features: int, pattern: str, dtype: torch.dtype
+) -> Tensor:
+    if x.dtype != dtype:  # the kernel would read the bits of one type as the other's
+        raise TypeError(f"the layer's panels hold {dtype}, and x is {x.dtype}: convert x, or run without autocast")
     return panel_linear(laid_out(x), panels, bias, out_features, pattern)
 
 

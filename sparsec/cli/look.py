@@ -13,6 +13,10 @@ from sparsec.cli.terminal import Json, Threads, folder_bytes, print_json, progre
 def verify(
     path: Annotated[Path, typer.Argument(help="Artifact, program, model folder, .safetensors or .onnx file")],
     pattern: Annotated[str | None, typer.Option(help="The pattern that every sparse weight must satisfy.")] = None,
+    device: Annotated[
+        str,
+        typer.Option(help="Compile its kernels for a GPU too, which need not be here: h200, sm_80; or cuda."),
+    ] = "",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -21,8 +25,9 @@ def verify(
         with starting(as_json):
             from sparsec import inspection, show
 
-            set_threads(threads)
-            results = inspection.verify(path, pattern)
+        set_threads(threads)
+        with progress(as_json) as say:
+            results = inspection.verify(path, pattern, device, say)
         if as_json:
             print_json({"path": str(path), "ok": all(r.ok for r in results), "checks": [vars(r) for r in results]})
         else:

@@ -119,7 +119,7 @@ class Problem:
         """
         import torch
 
-        rows = torch.linspace(0, len(kept) - 1, min(_ROWS, len(kept))).long()
+        rows = torch.linspace(0, len(kept) - 1, min(_ROWS, len(kept)), device=kept.device).long()
         dense = self.given.rows(rows)
         energy, lost = (float(((part @ self.moments.gram) * part).sum()) for part in (dense, kept[rows] - dense))
         return math.sqrt(max(lost, 0.0) / max(energy, 1e-30))

@@ -108,8 +108,13 @@ def cache_file(kernel: str, macros: Mapping[str, int], arch: str) -> Path:
     version = None if unavailable() else cuda_version()
     stands_for = [sources(kernel), _defines(macros), arch, _OPTIONS, version]
     key = hashlib.sha256(json.dumps(stands_for).encode()).hexdigest()[:24]
+    return cache_folder() / f"{kernel}-{arch}-{key}"
+
+
+def cache_folder() -> Path:
+    """Where this user's cubins are kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sparsec" / "cubins" / f"{kernel}-{arch}-{key}"
+    return Path(base) / "sparsec" / "cubins"
 
 
 def _defines(macros: Mapping[str, int]) -> list[str]:

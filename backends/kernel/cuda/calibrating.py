@@ -13,7 +13,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypedDict
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from sparsec import semi_structured
 from sparsec.backends.kernel.cuda import ceilings, roofline
-from sparsec.backends.kernel.cuda.build import cubin
+from sparsec.backends.kernel.cuda.ahead import compile_all
 from sparsec.backends.kernel.cuda.ceilings import Ceilings
 from sparsec.backends.kernel.cuda.driver import Gpu, Variant, gpu, unprepared
 from sparsec.backends.kernel.cuda.linear import run
@@ -88,7 +87,7 @@ def calibrate(device: str, progress: Progress = no_progress) -> Ceilings:
     if reason := unprepared():
         raise UsageError(f"{device}: {reason}")
     with torch.cuda.device(index), torch.inference_mode():
-        compile_all(kernels(ceilings.device_of(index), Sizes()), ceilings.device_of(index).arch)
+        compile_all(kernels(ceilings.device_of(index), Sizes()), ceilings.device_of(index).arch, progress)
         name, l2 = torch.cuda.get_device_name(index), torch.cuda.get_device_properties(index).L2_cache_size
         table = measure(gpu(index), name, torch.device("cuda", index), l2 // 2, cuda_seconds, Sizes(), progress)
     ceilings.write(ceilings.cache_file(name, ceilings.device_of(index)), table)
@@ -107,14 +106,6 @@ def chosen(form: Form, tokens: int, device: Device, activation: Activation = "no
     if tokens <= MOST_DECODED and form.window:
         return decode(form, roofline.DTYPE, tokens, device, activation)
     return gemm(form, roofline.DTYPE, tokens, device, activation, by_token)
-
-
-def compile_all(variants: Iterable[Variant], arch: str) -> int:
-    """Compile them into the cache, several at once; how many there are."""
-    different = list(dict.fromkeys(variants))
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda one: cubin(one.kernel, one.macros, arch), different))
-    return len(different)
 
 
 def measure(

@@ -1,14 +1,15 @@
 """Load compiled kernels and launch them, through the CUDA driver, in torch's context and on its current stream.
 
-A kernel is loaded into a GPU when it first runs there, which a CUDA graph must not capture: run once before capturing,
-as torch asks for its own kernels too.
+What layers may launch is loaded ahead (`ahead`), into each GPU that they are on. A kernel that nobody foresaw is
+compiled and loaded when it first runs; that a CUDA graph cannot capture, so it is refused there.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any, Protocol
 
@@ -20,8 +21,13 @@ from sparsec.backends.kernel.cuda.variants import Device, Window
 from sparsec.errors import UsageError
 
 _OTHER_DRIVER = "update the NVIDIA driver, or install cuda-bindings and nvidia-cuda-nvrtc of the CUDA version it has"
+_CONTEXT = "the GPU kernels"
 
 _TICKETS = 1024  # enough for 65536 rows
+
+log = logging.getLogger("sparsec")
+Program = tuple[str, tuple[tuple[str, int], ...]]
+"""A source and its macros: what is compiled. Many variants are the same program, of weights of other sizes."""
 
 
 class Variant(Protocol):
@@ -42,6 +48,11 @@ class Variant(Protocol):
     @property
     def shared_bytes(self) -> int:
         """Of a thread block."""
+
+
+def program_of(variant: Variant) -> Program:
+    """What has to be compiled for a variant."""
+    return variant.kernel, tuple(sorted(variant.macros.items()))
 
 
 class Gpu(Protocol):
@@ -71,18 +82,28 @@ class CudaGpu:
         self.device = Device(arch, found.multi_processor_count, most)
         self._tickets: dict[int, Tensor] = {}
         self._functions: dict[Variant, Any] = {}
+        self._programs: dict[Program, Any] = {}
+        self._context: Any = None
+
+    def load(self, variants: Iterable[Variant]) -> None:
+        """Load kernels, which are compiled where the cache has them not, so that no launch of theirs has to."""
+        with torch.cuda.device(self.index):
+            for variant in variants:
+                if variant not in self._functions:
+                    self._load(variant)
 
     def launch(
         self, variant: Variant, grid: tuple[int, int], tensors: Sequence[Tensor | None], numbers: Sequence[int]
     ) -> None:
         with torch.cuda.device(self.index):  # torch makes its context the current one
-            function = self._functions.get(variant) or self._load(variant)
+            function = self._functions.get(variant) or self._unforeseen(variant)
             values: list[Any] = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
             types: list[type | None] = [ctypes.c_void_p] * len(values)
             if isinstance(variant, Window):  # takes a map for x; its size and stride are the numbers after the rows
                 values[4] = tensor_map(values[4], *numbers[1:4], variant.lines, variant.dtype)
                 types[4] = None
             stream = torch.cuda.current_stream().cuda_stream
+            self._enter()
             _ok(
                 _driver().cuLaunchKernel(
                     function, *grid, 1, variant.threads, 1, 1, variant.shared_bytes, stream,
@@ -100,14 +121,41 @@ class CudaGpu:
                 self._tickets[stream] = _zeros(max(count, _TICKETS))
             return self._tickets[stream]
 
+    def _enter(self) -> None:
+        """Make torch's context this thread's where it has none yet: torch does so only once it needs it itself."""
+        driver = _driver()
+        if int(_ok(driver.cuCtxGetCurrent(), _CONTEXT)):
+            return
+        if self._context is None:
+            self._context = _ok(
+                driver.cuDevicePrimaryCtxRetain(_ok(driver.cuDeviceGet(self.index), _CONTEXT)), _CONTEXT
+            )
+        _ok(driver.cuCtxSetCurrent(self._context), _CONTEXT)
+
+    def _unforeseen(self, variant: Variant) -> Any:
+        """The safe path: a launch that `ahead` did not load for."""
+        if program_of(variant) not in self._programs:
+            if torch.cuda.is_current_stream_capturing():
+                raise UsageError(
+                    f"{variant.kernel}: a kernel that was not loaded yet cannot be captured in a CUDA graph: run the "
+                    "same sizes once before capturing"
+                )
+            log.info("%s for %s is loaded at its first launch", variant.kernel, self.device.arch)
+        return self._load(variant)
+
     def _load(self, variant: Variant) -> Any:
-        driver, name = _driver(), variant.kernel
-        module = _ok(driver.cuModuleLoadData(cubin(name, variant.macros, self.device.arch)), name)
-        function = _ok(driver.cuModuleGetFunction(module, name.encode()), name)
-        most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _ok(driver.cuFuncSetAttribute(function, most, variant.shared_bytes), name)
-        self._functions[variant] = function
-        return function
+        program, name = program_of(variant), variant.kernel
+        if program not in self._programs:
+            driver, compiled = _driver(), cubin(name, variant.macros, self.device.arch)
+            self._enter()
+            module = _ok(driver.cuModuleLoadData(compiled), name)
+            function = _ok(driver.cuModuleGetFunction(module, name.encode()), name)
+            most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _ok(driver.cuFuncSetAttribute(function, most, variant.shared_bytes), name)
+            _ok(driver.cuFuncLoad(function), name)  # the driver would otherwise wait with it until the first launch
+            self._programs[program] = function
+        self._functions[variant] = self._programs[program]
+        return self._programs[program]
 
 
 @lru_cache(maxsize=1024)
@@ -187,7 +235,7 @@ def unprepared() -> str | None:
     """
     if reason := unavailable():
         return reason
-    has, (major, minor) = _ok(_driver().cuDriverGetVersion(), "the GPU kernels"), cuda_version()
+    has, (major, minor) = _ok(_driver().cuDriverGetVersion(), _CONTEXT), cuda_version()
     if has // 1000 >= major:
         return None
     return (

@@ -6,14 +6,16 @@
 3. int8 V:N:M, whose activations are rounded too, is computed by the portable operator: there is no dense kernel for it.
 4. Results that only other sparse layers read, through arithmetic on each number, lie as those layers read them.
 5. What several sparse layers read is laid out for them once.
+6. Their kernels are compiled and loaded before the first call, for any number of tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +23,11 @@ import torch
 
 from sparsec import _fx
 from sparsec.backend import Verdict
+from sparsec.backends.kernel.cuda import ahead
 from sparsec.backends.kernel.cuda.choice import choose
 from sparsec.backends.kernel.cuda.destination import Destination
 from sparsec.backends.kernel.cuda.linear import panel_linear, side_by_side
-from sparsec.backends.kernel.cuda.panels import DTYPES, pack
+from sparsec.backends.kernel.cuda.panels import DTYPES, no_panels, pack
 from sparsec.backends.kernel.fuse import activation_behind, fuse_activations
 from sparsec.errors import UsageError
 from sparsec.layout import decompress
@@ -58,17 +61,41 @@ def no_kernel(call: PackedCall) -> str | None:
     return None
 
 
+def layers_anywhere(calls: Iterable[PackedCall]) -> tuple[set[ahead.Layer], set[str]]:
+    """What calls may ask of any GPU, and why the others ask nothing."""
+    layers: set[ahead.Layer] = set()
+    reasons = set()
+    for call in calls:
+        if reason := no_kernel(call) or no_panels(call.layout.pattern):
+            reasons.add(reason)
+            continue
+        behind = activation_behind(call.node)
+        layers |= ahead.anywhere(ahead.layer_of(call), behind.name if behind else "none")
+    return layers, reasons
+
+
 def install_on(module: GraphModule, there: Destination) -> dict[str, Verdict]:
     """Replace every call on packed tables by what shall run there, and move the graph. In place; tells what runs.
 
-    Raises UsageError where the GPU has no memory left.
+    Raises UsageError where the GPU has no memory left; the module then holds no tensors any more.
     """
-    calls, device = packed_calls(module), there.device
+    try:
+        return _install_on(module, there)
+    except BaseException:  # its traceback keeps the module
+        for part in module.modules():
+            part._parameters.clear()
+            part._buffers.clear()
+        torch.cuda.empty_cache()
+        raise
+
+
+def _install_on(module: GraphModule, there: Destination) -> dict[str, Verdict]:
+    calls, device, layers = packed_calls(module), there.device, {}
     verdicts = {call.site: verdict(call, there, _operators_behind(call)) for call in calls}
     for call in calls:
         kernel = verdicts[call.site].kernel
         if kernel == "panels":
-            _install(module, call, device)
+            layers[_install(module, call, device)] = ahead.layer_of(call)
         elif kernel != "reference":
             run_dense(module, call)
     dense = Counter(one.reason for one in verdicts.values() if not one.sparse and one.reason != there.too_old)
@@ -79,14 +106,16 @@ def install_on(module: GraphModule, there: Destination) -> dict[str, Verdict]:
     lay_side_by_side(module)
     lay_once(module)
     _fx.prune_unused(module)
-    _fx.move(module, device)
+    with room("the model", device, "other weights"):
+        _fx.move(module, device)
     twos = [f"{site}_dense" for site, one in verdicts.items() if one.kernel == "cuSPARSELt"]
     if there.compress is not None:
         for name in twos:
-            with _room(name.removesuffix("_dense"), device, "2:4 form"):
+            with room(name.removesuffix("_dense"), device, "2:4 form"):
                 compress_weights(module, [name], there.compress)
     module.graph.lint()
     module.recompile()
+    ahead.load(ahead.layers_in(module, layers), device)
     return verdicts
 
 
@@ -109,32 +138,35 @@ def _operators_behind(call: PackedCall) -> int:
     return found.operators if found else 0
 
 
-def _install(module: GraphModule, call: PackedCall, device: torch.device) -> None:
+def _install(module: GraphModule, call: PackedCall, device: torch.device) -> str:
+    """Run a call on panels, whose name is returned."""
     node, layout, name = call.node, call.layout, f"{call.site}_panels"
     if not _fx.has_tensor(module, name):  # a shared weight is packed once
         _fx.set_tensor(module, name, panels_of(call, device))
     args = (node.args[0], _fx.attribute(module, name, node), node.args[4], layout.shape[1], str(layout.pattern))
     _fx.replace(node, _fx.call(node, panel_linear, args, node.meta[_fx.TYPE], panel_linear.__name__))
+    return name
 
 
 def panels_of(call: PackedCall, device: torch.device) -> Tensor:
     """The panels of a call's weight, made there (rule 2). Raises UsageError where there is no memory left."""
-    with _room(call.site, device, f"panels ({call.layout.nbytes / 2**20:.0f} MiB of tables)"):
+    with room(call.site, device, f"panels ({call.layout.nbytes / 2**20:.0f} MiB of tables)"):
         return pack(_on(device, call.layout), call.dtype)
 
 
 def compressed_of(call: PackedCall, device: torch.device, compress: Compress) -> Tensor:
     """The same, in the form of torch's 2:4 product. Raises ArtifactError where the weight is not 2:4."""
-    with _room(call.site, device, "2:4 form"):
+    with room(call.site, device, "2:4 form"):
         return compress_weight(call.site, decompress(_on(device, call.layout), call.dtype)[0], compress)
 
 
 @contextmanager
-def _room(site: str, device: torch.device, what: str) -> Iterator[None]:
-    """Names the weight for which a GPU has no memory left, and gives back what torch holds of it."""
+def room(site: str, device: torch.device, what: str) -> Iterator[None]:
+    """Names the weight for which a GPU has no memory left, and gives back what was taken for it."""
     try:
         yield
     except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold what was made of it so far
         torch.cuda.empty_cache()
         raise UsageError(
             f"{site}: no memory left on {device} for its {what}; free some, or choose another GPU"

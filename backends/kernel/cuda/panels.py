@@ -94,6 +94,12 @@ class Form:
         return cut
 
 
+def form_of_layout(layout: SparseLayout) -> Form:
+    """The form that `pack` gives a layout of a pattern that has panels."""
+    assert isinstance(layout.pattern, (NM, SharedColumns))
+    return Form(layout.pattern, *layout.shape[1:], layout.rows is not None)
+
+
 def form_of(buffer: Tensor, pattern: NM | SharedColumns, rows: int, cols: int) -> Form:
     """The form of a buffer, which its size tells. Raises ValueError where it is of another weight."""
     for form in (Form(pattern, rows, cols), Form(pattern, rows, cols, moved=True)):
@@ -111,11 +117,11 @@ def pack(layout: SparseLayout, dtype: torch.dtype) -> Tensor:
 
     Raises PatternError for what `no_panels` names, and where a value is beyond the range of `dtype`.
     """
-    pattern, (batch, rows, cols) = layout.pattern, layout.shape
+    pattern, (batch, rows, _) = layout.pattern, layout.shape
     if reason := no_panels(pattern):
         raise PatternError(reason)
     assert isinstance(pattern, (NM, SharedColumns)) and batch == 1 and dtype in DTYPES and layout.scales is None
-    form, values = Form(pattern, rows, cols, layout.rows is not None), layout.values[0].to(dtype)
+    form, values = form_of_layout(layout), layout.values[0].to(dtype)
     if not bool(torch.isfinite(values).all()):
         raise PatternError(f"{pattern}: a weight is beyond the range of {dtype}; load the model as bfloat16")
     positions = layout.selection().positions[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -14,8 +14,9 @@ from sparsec.backends.kernel.cuda.panels import ROWS, Form
 Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)  # a name's place is its number in the sources
 
+_FEW = (8, 16, 32)  # tokens that decode.cu is compiled for
 _PANEL_BYTES = 4096 + 512 + 64  # of a step: values, metadata, and indices of places in a window
-MOST_DECODED = 32  # tokens for which decode.cu is used, where there is a window
+MOST_DECODED = _FEW[-1]  # tokens for which decode.cu is used, where there is a window
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def common_macros(form: Form, dtype: torch.dtype, activation: Activation) -> dic
     }  # fmt: skip
 
 
-@cache
+@lru_cache(maxsize=4096)
 def gemm(
     form: Form, dtype: torch.dtype, tokens: int, device: Device, activation: Activation = "none", by_token: bool = True
 ) -> Gemm:
@@ -179,10 +180,30 @@ def gemm(
     def rounds(one: Gemm) -> int:
         return math.ceil(math.prod(one.grid(tokens)) / device.multiprocessors) * (one.tile.tokens + 32)
 
-    fitting = [Gemm(form, dtype, tile, activation, by_token) for tile in _tiles(form)]
-    fitting = [one for one in fitting if one.shared_bytes <= device.shared_bytes]
-    # 16 rows that gather on their own need much memory: half as many rows fit the smallest GPU.
-    return min(fitting, key=rounds, default=Gemm(form, dtype, Tile(32, 2, 2, 1, 2), activation, by_token))
+    return min(_fitting(form, dtype, device, activation, by_token), key=rounds)
+
+
+def every(
+    form: Form, dtype: torch.dtype, device: Device, activation: Activation = "none", by_token: bool = True
+) -> set[Gemm | Decode]:
+    """All that a product of a form may run on a device, whatever its number of tokens.
+
+    1. gemm.cu: of tiles for as many tokens only the first that fits is ever chosen.
+    2. window.cu: thread blocks along tokens are counted up to 8 only, and many tokens fill every device.
+    3. Where decode.cu has no window, few tokens are multiplied by gemm.cu, and lie by token (`panel_linear`).
+    """
+    many = {one.tile.tokens: one for one in reversed(_fitting(form, dtype, device, activation, by_token))}
+    counts = [128 * blocks for blocks in (*range(1, 9), 2 * max(device.multiprocessors, 9))]
+    found: set[Gemm | Decode] = {
+        _window(form, dtype, tokens, device, activation, by_token)
+        for tokens in counts
+        if not no_window(form, tokens, device)
+    }
+    if no_window(form, MOST_DECODED + 1, device):
+        found |= set(many.values())
+    if form.window:
+        return found | {decode(form, dtype, tokens, device, activation) for tokens in _FEW}
+    return found | {gemm(form, dtype, MOST_DECODED, device, activation, True)}
 
 
 def no_window(form: Form, tokens: int, device: Device) -> str | None:
@@ -216,7 +237,7 @@ def decode(form: Form, dtype: torch.dtype, tokens: int, device: Device, activati
     Two panels of a thread block read a window once. That counts from 9 tokens on, where windows are as much to read as
     weights: there they need no more than a thread block for every multiprocessor.
     """
-    padded = next(size for size in (8, 16, MOST_DECODED) if size >= tokens)
+    padded = next(size for size in _FEW if size >= tokens)
 
     def of(panels: int) -> Decode:
         sizes = (Decode(form, dtype, padded, panels, warps, 2, activation) for warps in (8, 4, 2))
@@ -234,6 +255,14 @@ def splits(variant: Decode, device: Device) -> int:
     groups = variant.grid(1)[1]
     most = math.ceil(variant.form.steps / variant.warps)
     return max(1, min(most, math.ceil(2 * device.multiprocessors / groups)))
+
+
+def _fitting(form: Form, dtype: torch.dtype, device: Device, activation: Activation, by_token: bool) -> list[Gemm]:
+    """gemm.cu by every tile that fits the device, best first where they take as long."""
+    fitting = [Gemm(form, dtype, tile, activation, by_token) for tile in _tiles(form)]
+    fitting = [one for one in fitting if one.shared_bytes <= device.shared_bytes]
+    # 16 rows that gather on their own need much memory: half as many rows fit the smallest GPU.
+    return fitting or [Gemm(form, dtype, Tile(32, 2, 2, 1, 2), activation, by_token)]
 
 
 def _tiles(form: Form) -> list[Tile]:

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from sparsec.backends.kernel.cuda import calibrating
+from sparsec.backends.kernel.cuda import ahead, calibrating
 from sparsec.backends.kernel.cuda.ceilings import H200
 from sparsec.backends.kernel.cuda.driver import cannot_run
 from sparsec.backends.kernel.cuda.variants import Device
@@ -91,7 +91,7 @@ def compiled(device: Device, scales: tuple[layers.Scale, tuple[encoders.Shape, .
     """Compile all that runs into the cache; how many there are."""
     whole = (encoders.kernels(one, device) for one in scales[1])
     wanted = chain(calibrating.kernels(device, calibrating.Sizes()), layers.kernels(scales[0], device), *whole)
-    return calibrating.compile_all(wanted, device.arch)
+    return ahead.compile_all(wanted, device.arch)
 
 
 def measured(

@@ -22,8 +22,10 @@ from sparsec.backends.kernel.cpu.layer import SparseLinear
 from sparsec.backends.kernel.cuda import sharing
 from sparsec.backends.kernel.cuda.ceilings import H200
 from sparsec.backends.kernel.cuda.destination import Destination
+from sparsec.backends.kernel.cuda.install import install_on
 from sparsec.errors import UsageError
 from sparsec.pipeline import CLOSE_IN, relative_difference
+from sparsec.program import read_graph
 
 CPU = torch.device("cpu")
 
@@ -83,6 +85,26 @@ def test_what_is_predicted_slower_stays_dense_with_the_reason(artifact, monkeypa
     for reason in attached.dense.values():
         assert "at 1-512 tokens on NVIDIA H200 (a model, not measured); if its layers see others" in reason
         assert reason in caplog.text
+
+
+def test_int8_values_run_dense_and_say_that_activations_are_not_rounded(tmp_path: Path, monkeypatch) -> None:
+    options = sparsec.Options(measure_speed=False)
+    x = random(3, 5).bfloat16()
+    artifact = sparsec.compile(
+        net(), [x], pattern="16:2:8", out=tmp_path / "int8.sparsec", options=options, values="int8"
+    )
+    pretend(monkeypatch)
+    model = net()
+    attached = sparsec.attach(model, artifact.root)
+
+    assert 2 == len(attached.dense) and not attached.layers
+    for reason in attached.dense.values():
+        assert "run dense here, with activations that are not rounded to int8" in reason
+    loaded = read_graph(artifact.root)
+    verdicts = install_on(loaded, Destination(CPU))
+    assert {"reference"} == {one.kernel for one in verdicts.values()}
+    with torch.no_grad():
+        assert not torch.equal(model(x), loaded(x)["output"]), "loaded on a GPU it rounds them"
 
 
 class Square(nn.Module):

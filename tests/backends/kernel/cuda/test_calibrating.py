@@ -15,7 +15,7 @@ import torch
 from native import cuda_fibers
 from torch import Tensor
 
-from sparsec.backends.kernel.cuda import build, calibrating, ceilings
+from sparsec.backends.kernel.cuda import ahead, build, calibrating, ceilings
 from sparsec.backends.kernel.cuda.calibrating import Probe, Sizes, measure, places, random_panels, repeated
 from sparsec.backends.kernel.cuda.driver import TYPES
 from sparsec.backends.kernel.cuda.panels import Form, pack, unpack
@@ -190,7 +190,7 @@ def test_only_a_gpu_is_measured_and_its_table_is_kept(tmp_path, monkeypatch) -> 
         calibrating.calibrate("cuda:0")
     monkeypatch.setattr(calibrating, "unprepared", lambda: None)
     measured = dataclasses.replace(ceilings.H200, basis="measured")
-    monkeypatch.setattr(calibrating, "cubin", lambda kernel, macros, arch: compiled.append((kernel, arch)))
+    monkeypatch.setattr(ahead, "cubin", lambda kernel, macros, arch: compiled.append((kernel, arch)))
     monkeypatch.setattr(calibrating, "measure", lambda *arguments: asked.append(arguments) or measured)
 
     assert measured == calibrating.calibrate("cuda:0") == ceilings.of_gpu(0)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import re
-import types
-from contextlib import nullcontext
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from native import cuda_fibers
 from native.gpu_kernels import case
+from native.recording import Driver, Result
 
 from sparsec.backends.kernel.cuda import driver
 from sparsec.backends.kernel.cuda.linear import run
@@ -28,61 +29,6 @@ def declared(kernel: str) -> tuple[int, list[type]]:
     parameters = re.search(rf"\b{kernel}\(([^)]*)\)", text)[1].split(",")
     numbers = [C_TYPES[one.split()[0]] for one in parameters if one.split()[0] in C_TYPES]
     return len(parameters) - len(numbers), numbers
-
-
-class Result(int):
-    name = "CUDA_ERROR_INVALID_IMAGE"
-
-
-class Driver:
-    """cuda.bindings.driver, as far as it is called."""
-
-    CUfunction_attribute = types.SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
-    CUtensorMapDataType = types.SimpleNamespace(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16=9, CU_TENSOR_MAP_DATA_TYPE_FLOAT16=6)
-    CUtensorMapInterleave = types.SimpleNamespace(CU_TENSOR_MAP_INTERLEAVE_NONE=0)
-    CUtensorMapSwizzle = types.SimpleNamespace(CU_TENSOR_MAP_SWIZZLE_128B=3)
-    CUtensorMapL2promotion = types.SimpleNamespace(CU_TENSOR_MAP_L2_PROMOTION_L2_256B=3)
-    CUtensorMapFloatOOBfill = types.SimpleNamespace(CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE=0)
-    cuuint32_t = cuuint64_t = int
-
-    def __init__(self, refuses: bool = False) -> None:
-        self.refuses, self.loaded, self.launches = Result(200 * refuses), 0, []
-
-    def cuModuleLoadData(self, cubin: bytes) -> tuple[Any, ...]:
-        self.loaded += 1
-        return self.refuses, cubin
-
-    def cuModuleGetFunction(self, module: bytes, name: bytes) -> tuple[Any, ...]:
-        return Result(0), name.decode()
-
-    def cuFuncSetAttribute(self, *_: Any) -> tuple[Any, ...]:
-        return (Result(0),)
-
-    def cuTensorMapEncodeTiled(self, *arguments: Any) -> tuple[Any, ...]:
-        return self.refuses, arguments
-
-    def cuLaunchKernel(self, *arguments: Any) -> tuple[Any, ...]:
-        self.launches.append(arguments)
-        return (Result(0),)
-
-
-@pytest.fixture
-def cuda(monkeypatch) -> Driver:
-    """A machine with one Hopper GPU, as far as torch and the driver are asked."""
-    made = Driver()
-    driver.tensor_map.cache_clear()
-    hopper = types.SimpleNamespace(
-        major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=232448, name="H200"
-    )
-    zeros = torch.zeros
-    monkeypatch.setattr(driver, "_driver", lambda: made)
-    monkeypatch.setattr(driver, "cubin", lambda kernel, macros, arch: f"{kernel} {arch}".encode())
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: hopper)
-    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=77))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch, "zeros", lambda *sizes, dtype, device: zeros(*sizes, dtype=dtype))
-    return made
 
 
 def launched(make_layout, cuda: Driver, tokens: int, gpu: driver.CudaGpu) -> tuple[Any, ...]:
@@ -128,11 +74,25 @@ def test_a_kernel_is_loaded_once_and_counters_are_kept_by_stream(make_layout, cu
     gpu = driver.CudaGpu(0)
     first, second = launched(make_layout, cuda, 3, gpu), launched(make_layout, cuda, 3, gpu)
 
-    assert 1 == cuda.loaded
+    assert [(100, b"decode sm_90a")] == cuda.loaded and ["decode"] == cuda.finished
     assert first[-2][0][7] == second[-2][0][7] == gpu.tickets(1).data_ptr()
     assert 5000 == len(gpu.tickets(5000))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert gpu.tickets(1).data_ptr() != gpu.tickets(1).data_ptr()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_thread_of_its_own_gets_the_context_of_its_gpu(make_layout, cuda: Driver, index: int) -> None:
+    """torch's allocator may have given a new thread all it needs without a call that makes a context current."""
+    gpu = driver.CudaGpu(index)
+    launched(make_layout, cuda, 3, gpu)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(launched, make_layout, cuda, 3, gpu).result()
+    cuda.contexts[threading.get_ident()] = 7  # somebody's own
+    launched(make_layout, cuda, 3, gpu)
+
+    assert [100 + index, 7] == sorted(set(cuda.contexts.values()), reverse=True)
+    assert 2 == len(cuda.contexts) and 3 == len(cuda.launches) and 1 == len(cuda.loaded)
 
 
 def test_a_driver_that_is_too_old_is_told(make_layout, cuda: Driver) -> None:

@@ -14,7 +14,7 @@ from bench.gpu.encoders import REAL as ENCODERS
 from bench.gpu.goals import GOALS, judge, ratio
 from bench.gpu.report import REHEARSED
 
-from sparsec.backends.kernel.cuda import calibrating
+from sparsec.backends.kernel.cuda import ahead
 from sparsec.backends.kernel.cuda.ceilings import H200
 
 EXPECTED = expected((layers.REAL, ENCODERS))
@@ -124,7 +124,7 @@ def test_the_searched_algorithm_runs_torchs_2_4_products(monkeypatch) -> None:
 
 def test_all_that_runs_is_compiled_beforehand(monkeypatch) -> None:
     made: list[tuple[str, str]] = []
-    monkeypatch.setattr(calibrating, "cubin", lambda kernel, macros, arch: made.append((kernel, arch)))
+    monkeypatch.setattr(ahead, "cubin", lambda kernel, macros, arch: made.append((kernel, arch)))
     count = compiled(H200.device, (layers.REAL, ENCODERS))
 
     assert count == len(made)

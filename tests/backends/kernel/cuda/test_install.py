@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -17,7 +18,7 @@ from torch.fx import GraphModule
 from sparsec import PassManager, _fx, registry, trace
 from sparsec.backend import Verdict
 from sparsec.backends.kernel import backend as kernel_backend
-from sparsec.backends.kernel.backend import KernelBackend
+from sparsec.backends.kernel.backend import KernelBackend, Runnable
 from sparsec.backends.kernel.cuda import destination as destinations
 from sparsec.backends.kernel.cuda import install
 from sparsec.backends.kernel.cuda.ceilings import H200
@@ -25,6 +26,7 @@ from sparsec.backends.kernel.cuda.destination import Destination
 from sparsec.backends.kernel.cuda.linear import panel_linear, side_by_side
 from sparsec.cost import TokenRange
 from sparsec.errors import ArtifactError, UsageError
+from sparsec.layout import SparseLayout
 from sparsec.pipeline import relative_difference
 
 BF16_OF_LAYERS = 2e-2  # a few layers, each rounded to 8 bits
@@ -229,6 +231,46 @@ def test_a_full_gpu_is_told_with_the_layer(monkeypatch) -> None:
         install.install_on(lowered(Classic), Destination(CPU))
     with pytest.raises(UsageError, match=r"up.weight: no memory left on cpu for its 2:4 form"):
         install.install_on(lowered(Square, passes="32:2:8"), Destination(CPU, QUICK, compress=full))
+
+
+def test_a_full_gpu_gets_back_what_was_taken(monkeypatch) -> None:
+    """Though the error's traceback is still held."""
+    packed, taken = install.pack, []
+
+    def full_at_the_second(layout: SparseLayout, dtype: torch.dtype) -> Tensor:
+        made = packed(layout, dtype)
+        taken.append(weakref.ref(made))
+        if len(taken) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return made
+
+    def alive_when_memory_is_given_back() -> None:
+        alive.append([one() is not None for one in taken])
+
+    alive: list[list[bool]] = []
+    monkeypatch.setattr(install, "pack", full_at_the_second)
+    monkeypatch.setattr(torch.cuda, "empty_cache", alive_when_memory_is_given_back)
+    with pytest.raises(UsageError, match="no memory left on cpu for its panels") as error:
+        install.install_on(lowered(Classic), Destination(CPU))
+    assert [[True, False], [False, False]] == alive and error.tb
+    monkeypatch.undo()
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(_fx, "move", full)
+    with pytest.raises(UsageError, match="the model: no memory left on cpu for its other weights; free some"):
+        install.install_on(lowered(Classic), Destination(CPU))
+
+
+def test_inputs_of_another_type_are_refused_on_a_gpu() -> None:
+    module = lowered(Classic)
+    install.install_on(module, Destination(CPU))
+    loaded = Runnable(module, {}, CPU)
+
+    loaded(random(2, 5, 32).bfloat16())
+    with pytest.raises(UsageError, match=r"input x: expected bfloat16\[batch, length, 32\], found float16; convert it"):
+        loaded(random(2, 5, 32).half())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from native.gpu_kernels import assert_close, case, expected
 
+from sparsec.backends.kernel.cuda import driver
 from sparsec.backends.kernel.cuda.driver import CudaGpu, cannot_run
 from sparsec.backends.kernel.cuda.linear import panel_linear, run
-from sparsec.backends.kernel.cuda.panels import pack
+from sparsec.backends.kernel.cuda.panels import form_of_layout, pack
+from sparsec.backends.kernel.cuda.variants import every
 
 pytestmark = pytest.mark.skipif(cannot_run() is not None, reason=str(cannot_run()))
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -84,6 +87,27 @@ def test_a_stream_of_ones_own_and_a_captured_graph(make_layout) -> None:
             graph.replay()
 
             assert_close(expected(layout, x.cpu(), bias.cpu()), y.cpu())
+
+
+def test_what_was_loaded_ahead_is_captured_at_its_first_launch_and_runs_in_a_new_thread(
+    make_layout, monkeypatch
+) -> None:
+    on = CudaGpu(0)
+    for tokens in (5, 64, 4096):
+        layout, x, bias, panels = on_gpu(make_layout, "64:2:8", 512, 4096, tokens)
+        on.load(every(form_of_layout(layout), BF16, on.device))
+        x.T.contiguous()  # torch's own kernel that copies
+        arguments, graph = (x, panels, bias, 512, "64:2:8", "none", True, on), torch.cuda.CUDAGraph()
+        with monkeypatch.context() as patch:
+            patch.setattr(driver, "cubin", None)
+            with torch.cuda.graph(graph):
+                y = run(*arguments)
+            graph.replay()
+            with ThreadPoolExecutor(1) as pool:
+                found = pool.submit(run, *arguments).result()
+
+        assert_close(expected(layout, x.cpu(), bias.cpu()), y.cpu())
+        assert torch.equal(y, found)
 
 
 def test_a_compiled_module_gives_the_same(make_layout) -> None:
