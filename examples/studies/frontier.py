@@ -125,5 +125,5 @@ def plot(lines: Sequence[Line], folder: Path) -> None:
 
 STUDY = Study(
     "frontier", arms(), distilled.start, ("embedding", *(f"{b} x {n} tokens" for b, n in SIZES)), page="accuracy.md",
-    measure=measure, plot=plot,
+    measure=measure, plot=plot, on_cpu="measures speed on the CPU",
 )  # fmt: skip

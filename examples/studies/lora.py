@@ -69,4 +69,5 @@ PASSES = {
 }
 ARMS = [Arm("dense", "", seed=seed) for seed in (0,)]
 ARMS += [Arm(*arm, "64:2:5", seed) for seed in (0, 1, 2) for arm in PASSES.items()]
-STUDY = Study("lora", ARMS, start, ("NLL",))
+ON_CPU = "loads its model to the CPU, where SparseGPT runs"
+STUDY = Study("lora", ARMS, start, ("NLL",), on_cpu=ON_CPU)

@@ -38,7 +38,8 @@ class Row:
 
     texts: tuple[str, ...]
     """One text, or two."""
-    label: int
+    label: int | float
+    """A class, or a score."""
     bias: tuple[float, ...] = ()
     """Log-probabilities of a bias model, where a loss is to work against it."""
 
@@ -99,11 +100,16 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return {"accuracy": float(right.double().mean()), "loss": float(cross_entropy(logits, labels))}
 
 
-def dense(kept: Path, seed: int, train: Batches, settings: Settings, loss: LossTerm, device: str) -> Program:
-    """Fine-tune MiniLM, embeddings frozen, or take what an earlier run kept in the file."""
+def dense(
+    kept: Path, seed: int, train: Batches, settings: Settings, loss: LossTerm, device: str, outputs: int = 2
+) -> Program:
+    """Fine-tune MiniLM, embeddings frozen, or take what an earlier run kept in the file.
+
+    `outputs`: of its new head, the number of classes, or 1 for a score.
+    """
     logging.set_verbosity_error()  # else it reports the new head
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(MODEL, num_labels=2).eval().to(device)
+    model = AutoModelForSequenceClassification.from_pretrained(MODEL, num_labels=outputs).eval().to(device)
     for embedding in (one for one in model.modules() if isinstance(one, torch.nn.Embedding)):
         embedding.weight.requires_grad_(False)
     example = {name: torch.ones(2, 8, dtype=torch.long, device=device) for name in NAMES}

@@ -53,7 +53,8 @@ def hans(data: Path) -> tuple[list[Row], list[Row]]:
 
 def biased(rows: Sequence[Row]) -> list[Row]:
     """With the answers of a bias model that is fitted to the overlap of their words."""
-    found = overlap.log_probabilities([(row.texts[0], row.texts[1]) for row in rows], [row.label for row in rows], 2)
+    pairs, labels = [(row.texts[0], row.texts[1]) for row in rows], [int(row.label) for row in rows]
+    found = overlap.log_probabilities(pairs, labels, 2)
     return [replace(row, bias=tuple(bias)) for row, bias in zip(rows, found.tolist(), strict=True)]
 
 

@@ -58,12 +58,12 @@ CHOSEN = {
 """Of each method, what was most accurate in `sst2_grid`."""
 
 
-def sparse(own: Mapping[str, str], every: int = 25) -> dict[str, str]:
+def sparse(own: Mapping[str, str], every: int = 25, steps: str = STEPS, frozen: int = 1) -> dict[str, str]:
     """The arms of a pattern, at the settings of its trainings: names and passes."""
     trained = {
-        "fixed-mask": f"fixed-mask{{{STEPS}, {own['fixed-mask']}",
-        "sr-ste": f"sr-ste{{{STEPS}, {own['sr-ste']}, frozen_epochs=1",
-        "admm": f"admm{{{STEPS}, {own['admm']}, every={every}, frozen_epochs=1",
+        "fixed-mask": f"fixed-mask{{{steps}, {own['fixed-mask']}",
+        "sr-ste": f"sr-ste{{{steps}, {own['sr-ste']}, frozen_epochs={frozen}",
+        "admm": f"admm{{{steps}, {own['admm']}, every={every}, frozen_epochs={frozen}",
     }
     taught = {f"{name}, KD": f"{trained[name]}, distill=1" for name in ("fixed-mask", "admm")}
     return {"mask": "mask | freeze", "oneshot": "oneshot"} | {k: f"{v}}}" for k, v in (trained | taught).items()}

@@ -29,6 +29,10 @@ from sparsec.errors import UsageError
 Line = dict[str, Any]
 
 
+class MissingDataError(UsageError):
+    """A study's data set is not on this machine, and no hub gave it: other studies can be run."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """One training, as data."""
@@ -49,6 +53,10 @@ class Place:
     work: Path
     """For what may be made again, such as dense models."""
     device: str = "cpu"
+
+    def seconds(self) -> float:
+        """What a clock says (rule 3)."""
+        return time.process_time() if self.device == "cpu" else time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -81,25 +89,51 @@ class Study:
     """In place of passes and judge, for a study of what another one keeps."""
     plot: Callable[[Sequence[Line], Path], None] | None = None
     """Draws the results into a folder, beside the page."""
+    on_cpu: str = ""
+    """Why it runs on the CPU alone, where it does: `measures speed on the CPU`."""
 
 
-def run(study: Study, out: Path, place: Place, minutes: float, say: Callable[[str], None] = print) -> int:
-    """Run what has no result and append it to `out`, for so many minutes. Returns how many arms are left."""
-    if study.keep and place.device != "cpu":
-        raise UsageError(f"study {study.name} keeps programs, and they are loaded to the CPU: leave out --device")
-    seconds = time.process_time if place.device == "cpu" else time.perf_counter  # rule 3
-    begun, lines = seconds(), read(out)
-    left = [arm for arm in study.arms if not _found(lines, study, arm)]  # rule 1
+def run_all(
+    studies: Iterable[Study], out: Path, place: Place, minutes: float, say: Callable[[str], None] = print
+) -> int:
+    """Each of the studies as `run` does it, in one budget; one whose data are missing is skipped, with the reason."""
+    begun, left = place.seconds(), 0
+    for study in studies:
+        try:
+            left += run(study, out, place, minutes, say, begun)
+        except MissingDataError as error:
+            say(f"study {study.name} is skipped: {error}")
+            left += len(_left(read(out), study))
+    return left
+
+
+def run(
+    study: Study,
+    out: Path,
+    place: Place,
+    minutes: float,
+    say: Callable[[str], None] = print,
+    begun: float | None = None,
+) -> int:
+    """Run what has no result and append it to `out`, for so many minutes. Returns how many arms are left.
+
+    `begun`: since when the minutes count, on the clock of `place`; now, if it is not given.
+    """
+    on_cpu = study.on_cpu or ("keeps programs, and they are loaded to the CPU" if study.keep else "")
+    if on_cpu and place.device != "cpu":
+        raise UsageError(f"study {study.name} {on_cpu}: leave out --device")
+    begun, lines = place.seconds() if begun is None else begun, read(out)
+    left = _left(lines, study)
     start: tuple[int, Start] | None = None
     while left:
-        arm, since = left[0], seconds()
+        arm, since = left[0], place.seconds()
         longest = max((line["seconds"] for line in lines if line["study"] == study.name), default=0.0)
         if since - begun + longest >= minutes * 60:  # rule 2
             say(f"the budget of {minutes:g} minutes ends; {len(left)} of {len(study.arms)} arms are left")
             break
         if start is None or start[0] != arm.seed:
             start = arm.seed, study.start(arm.seed, place)
-        lines.append(_line(study, arm, start[1], place) | {"seconds": round(seconds() - since, 1)})
+        lines.append(_line(study, arm, start[1], place) | {"seconds": round(place.seconds() - since, 1)})
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a") as file:
             file.write(json.dumps(lines[-1]) + "\n")
@@ -115,6 +149,10 @@ def read(out: Path) -> list[Line]:
 
 def _found(lines: Iterable[Line], study: Study, arm: Arm) -> Line | None:
     return next((line for line in lines if all(line[key] == value for key, value in _key(study, arm).items())), None)
+
+
+def _left(lines: Sequence[Line], study: Study) -> list[Arm]:
+    return [arm for arm in study.arms if not _found(lines, study, arm)]  # rule 1
 
 
 def _key(study: Study, arm: Arm) -> Line:
@@ -179,11 +217,15 @@ def _commit() -> str:
 def table(study: Study, lines: Sequence[Line]) -> str:
     """Means over seeds, with standard errors, and what each arm gains over the baseline of its pattern."""
     found = [line for arm in study.arms if (line := _found(lines, study, arm))]
+    if not found:
+        return f"None of {len(study.arms)} arms was run."
     groups: dict[tuple[str, str], dict[int, Line]] = {}
     for line in found:
         groups.setdefault((line["pattern"], line["arm"]), {})[line["seed"]] = line
     heads = [head for name in study.metrics for head in (name, *([f"minus {study.baseline}"] * bool(study.baseline)))]
-    rows = [["pattern", "arm", *heads, "n", "CPU s"], ["---"] * (4 + len(heads))]
+    devices = sorted({line.get("device", "cpu") for line in found})
+    of_cpu, where = ("CPU ", "") if devices == ["cpu"] else ("", f" on {', '.join(devices)}")
+    rows = [["pattern", "arm", *heads, "n", f"{of_cpu}s"], ["---"] * (4 + len(heads))]
     for (pattern, name), own in groups.items():
         base = groups.get((pattern, study.baseline)) or groups.get(("", study.baseline), {})
         cells: list[str] = []
@@ -195,9 +237,9 @@ def table(study: Study, lines: Sequence[Line]) -> str:
                 cells.append(spread(gains, sign="+") if gains else "")
         spent = statistics.mean(line["seconds"] for line in own.values())
         rows.append([pattern, name.replace("|", "\\|"), *cells, str(len(own)), f"{spent:.0f}"])
-    commits = ", ".join(sorted({line["commit"] for line in found})) or "none"
+    commits = ", ".join(sorted({line["commit"] for line in found}))
     total = sum(line["seconds"] for line in found) / 60
-    head = f"{len(found)} of {len(study.arms)} arms, {total:.0f} CPU minutes, commit {commits}."
+    head = f"{len(found)} of {len(study.arms)} arms, {total:.0f} {of_cpu}minutes{where}, commit {commits}."
     texts = dict.fromkeys(f"{a.pattern:8} {a.arm:16} {a.passes}" for a in study.arms if a.passes not in ("", a.arm))
     block = ["", "```", *texts, "```"] if texts else []
     return "\n".join([head, "", *("| " + " | ".join(row) + " |" for row in rows), *block])

@@ -32,4 +32,4 @@ def start(seed: int, place: Place) -> Start:
 
 ARMS = [Arm(name, f"choose-vm{{{BUDGET}, {option}}} | oneshot") for name, option in CHOSEN.items()]
 ARMS += [Arm("oneshot", "oneshot", pattern) for pattern in GRID]
-STUDY = Study("vm", ARMS, start, ("embedding", "density"), page="accuracy.md")
+STUDY = Study("vm", ARMS, start, ("embedding", "density"), page="accuracy.md", on_cpu="predicts speed on the CPU")

