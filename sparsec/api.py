@@ -188,7 +188,8 @@ def _compile_in(
     own["backends"] = tuple(one.name for one in backends)
     resources = {**loaded.tools.resources, **begun.resources, **own}
     context = Context(recipe.seed, options.progress, resources, backends[0].cost, workdir)
-    recipe = with_passes(recipe, samples.available, options.allow_dense)
+    asked, recipe = recipe, with_passes(recipe, samples.available, options.allow_dense)
+    by_default = recipe is not asked
     program, reports = PassManager.parse(recipe.passes).run_reported(program, context)
     if out is None:
         return {}
@@ -200,7 +201,7 @@ def _compile_in(
     options.progress("measuring quality", 2, _STAGES)
     measured = _measure_quality(program, dense, loaded, options)
     manifest = describe(program, dense, recipe, measured, loaded.samples_are)
-    manifest |= samples.describe() | begun.describe()
+    manifest |= samples.describe(by_default) | begun.describe()
     manifest["quality"] |= begun.quality(program)
     if magnitude := _by_magnitude(program, dense, reports, loaded):
         manifest["quality"]["magnitude"] = magnitude

@@ -92,16 +92,35 @@ class Deferred:
     @property
     def available(self) -> bool:
         """Whether there is data, or some by default; what was asked for may still turn out not to fit."""
-        by_default = self.tools.tokenizer is not None and Signature.of(self.program).ids is not None
-        return bool(self.tools.given or self.request.source or by_default)
+        return not self.lacks
 
-    def describe(self) -> dict[str, Any]:
-        """The manifest's part on it: nothing where no pass asked, which is logged if data was named."""
+    @property
+    def lacks(self) -> str:
+        """Why there is none, and how to give some; empty where there is."""
+        return "" if self.tools.given or self.request.source else _lacks(Signature.of(self.program), self.tools)
+
+    def describe(self, by_default: bool = False) -> dict[str, Any]:
+        """The manifest's part on it: nothing where no pass asked, which is logged if data was named.
+
+        `by_default`: whether passes were chosen by there being data; then it says why there was none.
+        """
+        if by_default and self.lacks:
+            return {"uncalibrated": self.lacks}
         if self.made is None:
             if self.request.source or self.tools.given:
                 log.warning("no pass of the recipe looked at the calibration data; only passes such as oneshot do")
             return {}
         return {"calibration": {key: getattr(self.made, key) for key in ("words", "sha256", "samples")}}
+
+
+def _lacks(takes: Signature, tools: Tools) -> str:
+    if takes.ids is not None and tools.tokenizer is not None:
+        return ""
+    return (
+        f"{takes.words} and has no tokenizer here, so there is no data by default; give --calib "
+        f"{'a folder of pictures' if 'pixel_values' in takes.axes else f'a .jsonl of {IDS}'}, or in Python "
+        "calibration=[inputs, ...]"
+    )
 
 
 def calibration(program: Program, tools: Tools, request: Request) -> Calibration:
@@ -114,12 +133,8 @@ def calibration(program: Program, tools: Tools, request: Request) -> Calibration
         for i, batch in enumerate(tools.given.batches):
             takes.check(batch, f"calibration: batch {i}")
         return tools.given
-    if not request.source and (takes.ids is None or tools.tokenizer is None):
-        raise UsageError(
-            f"{takes.words} and has no tokenizer here, so there is no data by default; give --calib "
-            f"{'a folder of pictures' if 'pixel_values' in takes.axes else f'a .jsonl of {IDS}'}, or in Python "
-            "calibration=[inputs, ...]"
-        )
+    if not request.source and (lacks := _lacks(takes, tools)):
+        raise UsageError(lacks)
     length = allowed_length(request.length, takes.most) if takes.ids else request.length
     source = read(request.source, request.columns, length, order)
     if source.kind == "pictures":

@@ -63,6 +63,8 @@ def manifest(data: dict[str, Any], folder_bytes: int) -> None:
         out.print(_beside_magnitude(quality))
     if "calibration" in data:
         out.print(f"[bold]Calibrated[/] on {data['calibration']['words']}")
+    if "uncalibrated" in data:
+        out.print(f"[yellow]Pruned by magnitude, without data: {escape(data['uncalibrated'])}[/]")
     if (values := data.get("values", {})).get("type", "fp32") != "fp32":
         out.print(
             f"[bold]Values[/] stored as {values['type']}: outputs differ from the masked fp32 model's by "

@@ -122,6 +122,8 @@ def warnings(manifest: Manifest, findings: Iterable[str]) -> list[Said]:
     if "task" in quality:
         said.append(Said("good" if "dense" in quality["task"] else "warn", f"Task: {task_words(quality['task'])}."))
     said += [Said("warn", one["remark"]) for one in trained_on(dict(manifest)) if "remark" in one]
+    if "uncalibrated" in manifest:
+        said.append(Said("warn", f"Pruned by magnitude, without data: {manifest['uncalibrated']}."))
     said += [Said("warn", f"{manifest['pruned_before']}.")] if "pruned_before" in manifest else []
     said += [Said("warn", text) for text in _not_fast(manifest)]
     for row in manifest.get("speed", ()):

@@ -13,6 +13,7 @@ from data_models import Tokens, fixed_program
 from typer.testing import CliRunner
 
 import sparsec
+from sparsec import show
 from sparsec.api import Options
 from sparsec.cli import app
 
@@ -92,11 +93,13 @@ def test_a_compile_without_such_a_pass_has_no_calibration(bert: str) -> None:
     again = json.loads(run(0, "compile", bert, "--pattern", "2:4", "--solver", "none", "--json", "-o", "b"))
 
     for manifest in (made.manifest, again):
-        assert "calibration" not in manifest
+        assert not {"calibration", "uncalibrated"} & set(manifest)
         assert "mask | freeze" == manifest["recipe"]["passes"]
 
 
-def test_by_default_a_model_is_pruned_with_data_where_there_is_some_and_the_recipe_says_so(bert: str) -> None:
+def test_by_default_a_model_is_pruned_with_data_where_there_is_some_and_the_recipe_says_so(
+    bert: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = sparsec.compile(bert, out="a", pattern="2:4", num_calibration_samples=8, options=QUICK).manifest
     tokens = {"tokens": torch.randint(0, 9, (4, 6))}
     given = sparsec.compile(
@@ -107,6 +110,11 @@ def test_by_default_a_model_is_pruned_with_data_where_there_is_some_and_the_reci
     allowed = "oneshot{unreached=dense}"  # what allow_dense makes of it
     assert [allowed, allowed, "mask | freeze"] == [each["recipe"]["passes"] for each in (text, given, none)]
     assert [8, 4, 0] == [each.get("calibration", {"samples": 0})["samples"] for each in (text, given, none)]
+    assert [False, False, True] == ["uncalibrated" in each for each in (text, given, none)]
+    show.manifest(none, 0)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Pruned by magnitude, without data: the model takes tokens" in said
+    assert "has no tokenizer here, so there is no data by default; give --calib" in said
 
 
 def test_quality_below_the_asked_one_leaves_only_the_pruning_which_resume_takes_up(bert: str) -> None:
