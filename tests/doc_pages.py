@@ -127,7 +127,7 @@ def _shell(page: Path, one: Snippet, folder: Path) -> None:
 
 def _bert(kind: str = "BertModel", **options: Any) -> Callable[[Path], Any]:
     """Large enough for its linear layers to count."""
-    sizes = {"hidden_size": 128, "intermediate_size": 512, **options}
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "max_position_embeddings": 128, **options}
     return lambda path: task_models.bert(path, kind, **sizes)
 
 

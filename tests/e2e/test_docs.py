@@ -35,7 +35,7 @@ def test_the_snippets_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     real = benchmark.measure
-    monkeypatch.setattr(benchmark, "measure", lambda *given, seconds: real(*given, seconds=min(seconds, SHORT)))
+    monkeypatch.setattr(benchmark, "measure", lambda runs, case, seconds: real(runs, case, min(seconds, SHORT)))
 
     doc_pages.run(page, tmp_path)
 
