@@ -193,7 +193,7 @@ def _compile_in(
     program, reports = PassManager.parse(recipe.passes).run_reported(program, context)
     if out is None:
         return {}
-    recipe = resolved(recipe, reports)
+    recipe, loaded = resolved(recipe, reports), loaded.judged_on(samples.made)
     check_pruned(program, options.allow_dense)
     tokens = TokenRange.parse(recipe.tokens) if recipe.tokens else None
     if tokens:

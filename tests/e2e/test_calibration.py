@@ -117,6 +117,22 @@ def test_by_default_a_model_is_pruned_with_data_where_there_is_some_and_the_reci
     assert "has no tokenizer here, so there is no data by default; give --calib" in said
 
 
+def test_quality_is_judged_on_the_data_where_no_others_are_known() -> None:
+    Path("mine.py").write_text(
+        "import models, torch\nfrom data_models import Tokens\n"
+        "def make(): return models.made(Tokens), {'tokens': torch.ones(2, 6, dtype=torch.long)}\n"
+    )
+    tokens = [{"tokens": torch.randint(0, 9, (5, 6))} for _ in range(2)]
+    asked = {"pattern": "2:4", "options": QUICK}
+    data = sparsec.compile("mine:make", out="a", calibration=tokens, **asked).manifest["quality"]
+    none = sparsec.compile("mine:make", out="b", calibration=tokens, passes="mask | freeze", **asked).manifest[
+        "quality"
+    ]
+
+    assert "5 of the samples that it was calibrated on" == data["samples"]
+    assert "random inputs like the example's" == none["samples"]
+
+
 def test_quality_below_the_asked_one_leaves_only_the_pruning_which_resume_takes_up(bert: str) -> None:
     asked = ("compile", bert, "--pattern", "2:8", "--num-calibration-samples", "8", "-o", "q.sparsec")
     said = run(1, *asked, "--min-quality", "1")
