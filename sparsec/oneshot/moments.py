@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 Need = Literal["squares", "gram", "cross"]
 """The squares of each input only; all products of two; and those with the dense model's inputs besides."""
+ROUNDING = 3e-5
+"""Of a mean square, relative: what `gram.py` proves; without tile units it is far less."""
 _AT_ONCE = 512  # tokens of a product, about: small batches are put together
 _SINGLE = 2048  # tokens whose products are one term of the sums: few terms, little rounding
-_ROUNDING = 3e-5  # relative, of a mean square: what `gram.py` proves; without tile units it is far less
 _STRIP = 64  # rows of a Gram matrix that are computed together, from the diagonal on
 
 
@@ -43,15 +44,15 @@ class Moments:
         """Mean square of every input, (cols,)."""
         return self.gram.diagonal() if self.gram.dim() == 2 else self.gram
 
-    def centred(self) -> Moments:
+    def centred(self, least: float = 0.0) -> Moments:
         """The moments about the means: what is left to explain once a bias is free.
 
-        No variance is less than what rounding of the mean square may hide: inputs that hardly vary have some too.
+        No variance is less than `least` of the mean square. Of inputs that hardly vary, rounding leaves any number.
         """
         mean = self.mean.float()
         other = mean if self.dense_mean is None else self.dense_mean.float()
         gram = self.gram - mean.outer(mean)
-        gram.diagonal().copy_(gram.diagonal().maximum(_ROUNDING * self.squares))
+        gram.diagonal().copy_(gram.diagonal().maximum(least * self.squares))
         cross = None if self.cross is None else self.cross - mean.outer(other)
         return Moments(self.tokens, self.mean, gram, cross, self.dense_mean)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from sparsec.oneshot.moments import Moments
+from sparsec.oneshot.moments import ROUNDING, Moments
 from sparsec.oneshot.scores import Facts
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Problem:
 
     def __init__(self, given: Given, moments: Moments, damping: float, bias: bool) -> None:
         self.given = given
-        self.moments = moments.centred() if bias and moments.gram.dim() == 2 else moments
+        self.moments = moments.centred(ROUNDING) if bias and moments.gram.dim() == 2 else moments
         level = float(self.moments.squares.mean())
         self.note = ""
         if not level > 0:

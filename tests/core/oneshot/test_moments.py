@@ -143,8 +143,10 @@ def test_rounding_leaves_no_variance_below_zero(seed: int, varies: float) -> Non
     x = inputs(1, 7, seed).expand(300, 7) + varies * inputs(300, 7, seed + 1)
     found = collect("gram", (x, x))
 
-    assert bool((found.centred().squares > 0).all())
-    assert bool((found.centred().squares - x.double().var(0, correction=0) < 4e-5 * found.squares).all())
+    assert bool((found.centred().squares >= 0).all())
+    assert bool((found.centred(moments.ROUNDING).squares > 0).all())
+    variance = x.double().var(0, correction=0)
+    assert bool((found.centred(moments.ROUNDING).squares - variance < 4e-5 * found.squares).all())
 
 
 @pytest.mark.parametrize("need", ["squares", "gram", "cross"])
