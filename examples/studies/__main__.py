@@ -36,7 +36,8 @@ def chosen(found: study.Study, text: str) -> study.Study:
     It begins and ends where a word does: `2:4` is neither in `64:2:4` nor in `2:4@strip`, `mask` not in `fixed-mask`.
     """
     part = re.compile(rf"(?<![\w:.@+-]){re.escape(text.strip())}(?![\w:.@+-])" if text.strip() else "")
-    arms = [arm for arm in found.arms if part.search(f"{found.name} {arm.arm} {arm.pattern} seed {arm.seed}")]
+    told = {arm: " ".join(f"{found.name} {arm.arm} {arm.pattern} seed {arm.seed}".split()) for arm in found.arms}
+    arms = [arm for arm, words in told.items() if part.search(words)]
     return replace(found, arms=arms)
 
 

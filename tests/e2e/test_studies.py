@@ -151,6 +151,7 @@ def test_words_choose_the_arms_that_have_them_whole(study: Any) -> None:
     patterns = ("2:4", "64:2:4", "64:2:40", "2:4@strip", "64:2:4+2:4")
     arms = [study.Arm("mask", "", pattern, seed) for pattern in patterns for seed in (1, 10)]
     arms += [study.Arm(name, "", "2:4", 1) for name in ("fixed-mask", "admm", "admm, KD", "fixed-mask{epochs=2, lr=1}")]
+    arms += [study.Arm("dense", "", seed=1)]
     whole = study.Study("toy_a", arms, lambda seed, place: None, ())
 
     def found(text: str) -> list[tuple[str, str, int]]:
@@ -160,6 +161,7 @@ def test_words_choose_the_arms_that_have_them_whole(study: Any) -> None:
     assert {"2:4"} == {pattern for _, pattern, _ in found(" 2:4")}
     assert {"64:2:4"} == {pattern for _, pattern, _ in found("64:2:4 ")}
     assert {1} == {seed for *_, seed in found("seed 1")}
+    assert [("dense", "", 1)] == found("dense seed 1")
     assert ["admm", "admm, KD"] == [arm for arm, *_ in found("admm")]
     assert ["admm"] == [arm for arm, *_ in found("admm 2:4")]
     assert ["fixed-mask", "fixed-mask{epochs=2, lr=1}"] == [arm for arm, *_ in found("fixed-mask")]
