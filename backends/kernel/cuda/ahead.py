@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -92,14 +93,25 @@ def variants_of(layers: Iterable[Layer], devices: Iterable[Device]) -> set[Varia
 def compile_all(variants: Iterable[Variant], arch: str, progress: Progress = no_progress) -> int:
     """Rule 2, without a GPU; how many kernels there are. Raises UsageError where one cannot be compiled."""
     different = {program_of(one): one for one in variants}
+    stop = Event()
+
+    def compile_one(one: Variant) -> None:
+        if stop.is_set():
+            return
+        try:
+            cubin(one.kernel, one.macros, arch)
+        except BaseException:
+            stop.set()  # by the thread that failed: nobody else knows before it begins the next
+            raise
+
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        running = [pool.submit(cubin, one.kernel, one.macros, arch) for one in different.values()]
+        running = [pool.submit(compile_one, one) for one in different.values()]
         try:
             for done, one in enumerate(as_completed(running)):
                 one.result()
                 progress("compiling kernels", done + 1, len(running))
         finally:
-            pool.shutdown(cancel_futures=True)
+            stop.set()  # an interrupt too
     return len(different)
 
 
