@@ -1,4 +1,4 @@
-"""A traced model and what came with it: held-out inputs, and tools that make data for it."""
+"""A traced model and what came with it: inputs to judge it by, and tools that make data for it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 from sparsec.data import Calibration, Tools
 from sparsec.program import Program
+from sparsec.signature import Signature
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_JUDGED = 8  # samples
+
 
 @dataclass(frozen=True)
 class Loaded:
-    """A traced model, and held-out inputs on which quality against the dense original is measured."""
+    """A traced model, and inputs on which quality against the dense original is measured: held out, where there are."""
 
     program: Program
     samples: tuple[dict[str, Tensor], ...]
@@ -32,8 +35,12 @@ class Loaded:
         if data is None or not self.made_up:
             return self
         batch = data.batches[-1]
-        words = f"{len(next(iter(batch.values())))} of the samples that it was calibrated on"
-        return replace(self, samples=(batch,), samples_are=words)
+        count = len(next(iter(batch.values())))
+        samples: tuple[dict[str, Tensor], ...] = (batch,)
+        if Signature.of(self.program).one_by_one:  # of many tokens at once, logits take gigabytes
+            count = min(count, _JUDGED)
+            samples = tuple({name: value[i : i + 1] for name, value in batch.items()} for i in range(count))
+        return replace(self, samples=samples, samples_are=f"{count} of the samples that it was calibrated on")
 
 
 def with_random_samples(program: Program, seed: int) -> Loaded:

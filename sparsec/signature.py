@@ -75,6 +75,11 @@ class Signature:
                 return int(self.program.module.get_parameter(str(node.args[0].target)).shape[0])
         return None
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a batch can be split into single samples."""
+        return all(axes and not isinstance(axes[0], int) and axes[0][0] <= 1 for axes in self.axes.values())
+
     def token_batches(self, samples: Sequence[Sample], size: int | None = None) -> tuple[dict[str, Tensor], ...]:
         """Samples of one length together, short ones first, `size` in a batch or by their tokens.
 

@@ -24,6 +24,7 @@ from data_models import (
 from sparsec import text
 from sparsec.data import Calibration, Deferred, Request, Tools, calibration, content_hash, given
 from sparsec.errors import UsageError
+from sparsec.loaded import with_random_samples
 from sparsec.pipeline import Context
 from sparsec.program import Program
 
@@ -334,3 +335,14 @@ def test_public_token_files_are_read(tmp_path: Path) -> None:
     assert "128 samples of 200 tokens from calibration.jsonl" == found.words
     expected = [json.loads(line)["input_ids"] for line in file.read_text().splitlines()]
     assert sorted(expected) == sorted(ids_of(found))
+
+
+@pytest.mark.parametrize(("fixed", "judged"), [(False, [1] * 8), (True, [9])])
+def test_quality_is_judged_on_single_samples_where_a_batch_may_be_split(fixed: bool, judged: list[int]) -> None:
+    program = fixed_program(batch=fixed)
+    data = given([{"tokens": torch.zeros(size, 6).long()} for size in (1, 9)])
+    found = with_random_samples(program, 0).judged_on(data)
+
+    assert judged == [len(batch["tokens"]) for batch in found.samples]
+    assert f"{sum(judged)} of the samples that it was calibrated on" == found.samples_are
+    assert with_random_samples(program, 0).judged_on(None).made_up

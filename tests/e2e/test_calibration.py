@@ -122,14 +122,14 @@ def test_quality_is_judged_on_the_data_where_no_others_are_known() -> None:
         "import models, torch\nfrom data_models import Tokens\n"
         "def make(): return models.made(Tokens), {'tokens': torch.ones(2, 6, dtype=torch.long)}\n"
     )
-    tokens = [{"tokens": torch.randint(0, 9, (5, 6))} for _ in range(2)]
+    tokens = [{"tokens": torch.randint(0, 9, (size, 6))} for size in (5, 9)]
     asked = {"pattern": "2:4", "options": QUICK}
     data = sparsec.compile("mine:make", out="a", calibration=tokens, **asked).manifest["quality"]
     none = sparsec.compile("mine:make", out="b", calibration=tokens, passes="mask | freeze", **asked).manifest[
         "quality"
     ]
 
-    assert "5 of the samples that it was calibrated on" == data["samples"]
+    assert "8 of the samples that it was calibrated on" == data["samples"]
     assert "random inputs like the example's" == none["samples"]
 
 
