@@ -36,6 +36,7 @@ test-all: $(VENV)/.installed-rtx $(VENV)/.installed-docs  ## every test, and the
 	$(BIN)/python tests/bench/bench_onnx_export.py
 	$(BIN)/python tests/bench/bench_permute.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_gram.py
+	$(BIN)/python tests/bench/bench_gpu_load.py
 	$(BIN)/python tests/bench/bench_oneshot_quality.py --quick
 
 bench-peers: $(VENV)/.installed-dev  ## one-shot pruning against llm-compressor, modelopt and onnxsim: half an hour, network
